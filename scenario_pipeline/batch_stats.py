@@ -1,0 +1,98 @@
+"""Counters of a page, a run or any part of one, as values that are added.
+
+The identities between them (contract section 5) hold by construction: every total is derived from the counts per
+organisation, scenario and outcome, so nothing can be counted in one place and forgotten in another.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+DISPATCHED = "dispatched"
+# The order in which they are asked (contract section 4): the first that holds is the reason.
+SUPPRESSION_REASONS = ("opted_out", "duplicate", "cooldown")
+# Mentors who were on the page's list but are gone or no longer active belong to no organisation.
+NO_ORGANISATION = ""
+
+OutcomeKey = tuple[str, str, str]
+"""Organisation id, scenario type, and `dispatched` or the reason of suppression."""
+
+
+@dataclass(frozen=True)
+class BatchStats:
+    """What became of some mentors.
+
+    Attributes:
+        evaluated_by_organisation: mentors evaluated without an error, by organisation id.
+        outcomes: matches by organisation, scenario and outcome.
+        total_errors: mentors whose evaluation failed.
+        pages_processed: pages committed.
+    """
+
+    evaluated_by_organisation: Mapping[str, int] = field(default_factory=dict)
+    outcomes: Mapping[OutcomeKey, int] = field(default_factory=dict)
+    total_errors: int = 0
+    pages_processed: int = 0
+
+    def __add__(self, other: BatchStats) -> BatchStats:
+        return BatchStats(
+            dict(Counter(self.evaluated_by_organisation) + Counter(other.evaluated_by_organisation)),
+            dict(Counter(self.outcomes) + Counter(other.outcomes)),
+            self.total_errors + other.total_errors,
+            self.pages_processed + other.pages_processed,
+        )
+
+    @classmethod
+    def sum(cls, parts: Iterable[BatchStats]) -> BatchStats:
+        """Add any number of parts; none add up to nothing."""
+        return sum(parts, start=cls())
+
+    @property
+    def total_evaluated(self) -> int:
+        """Mentors evaluated without an error."""
+        return sum(self.evaluated_by_organisation.values())
+
+    @property
+    def total_dispatched(self) -> int:
+        """Matches for which a notification row was inserted (in a dry run: would have been)."""
+        return sum(self.dispatched_by_scenario.values())
+
+    @property
+    def total_suppressed(self) -> int:
+        """Matches that were held back, each with a reason."""
+        return sum(self.suppressed_by_reason.values())
+
+    @property
+    def dispatched_by_scenario(self) -> dict[str, int]:
+        """Dispatched matches by scenario type; scenarios with none do not appear."""
+        return _tally((scenario, n) for (_, scenario, outcome), n in self.outcomes.items() if outcome == DISPATCHED)
+
+    @property
+    def suppressed_by_reason(self) -> dict[str, int]:
+        """Suppressed matches by reason; reasons with none do not appear."""
+        return _tally((outcome, n) for (_, _, outcome), n in self.outcomes.items() if outcome != DISPATCHED)
+
+    def totals(self) -> dict[str, Any]:
+        """Return the totals under the names they have in the events, the ledger and Dagster's metadata."""
+        return {
+            "total_evaluated": self.total_evaluated,
+            "total_dispatched": self.total_dispatched,
+            "total_suppressed": self.total_suppressed,
+            "total_errors": self.total_errors,
+            "suppressed_by_reason": self.suppressed_by_reason,
+            "dispatched_by_scenario": self.dispatched_by_scenario,
+        }
+
+    def outcome_rows(self) -> list[tuple[str, str, str, int]]:
+        """Return the outcomes as sorted rows (organisation id, scenario type, outcome, count)."""
+        return sorted((*key, n) for key, n in self.outcomes.items())
+
+
+def _tally(pairs: Iterable[tuple[str, int]]) -> dict[str, int]:
+    counter: Counter[str] = Counter()
+    for key, n in pairs:
+        counter[key] += n
+    return dict(sorted((+counter).items()))

@@ -1,0 +1,352 @@
+"""The command line: `scenario-pipeline` (contract section 7).
+
+Belongs here: options, progress and summaries on stderr, exit statuses. Does not belong here: any rule; each command
+checks its options, calls one function and says what came of it. Dagster is imported only by commands that need it.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import date
+from functools import wraps
+from pathlib import Path
+from typing import Any, NoReturn, ParamSpec, TypeVar
+
+import click
+from sqlalchemy import Engine
+from sqlalchemy.exc import SQLAlchemyError
+
+from scenario_pipeline import demo as demo_data
+from scenario_pipeline import events as event_log
+from scenario_pipeline import importer
+from scenario_pipeline.errors import SystemicError, UserError, classify
+from scenario_pipeline.records import DISPATCH_MODES
+from scenario_pipeline.scenarios import insert_default_configuration, registry, select_scenarios
+from scenario_pipeline.settings import ENGINES, Settings, check_page_size, check_time_budget
+from scenario_pipeline.storage import database
+from scenario_pipeline.structured_logger import STDOUT_SINK, utc_now
+
+EXIT_COMPLETED, EXIT_FAILED, EXIT_PARTIAL = 0, 1, 3
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def one_sentence(command: Callable[P, R]) -> Callable[P, R]:
+    """Turn a user's mistake, or a database that says no, into one sentence on stderr and an exit status."""
+
+    @wraps(command)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return command(*args, **kwargs)
+        except UserError as exc:
+            _stop(str(exc), exc.exit_status)
+        except SystemicError as exc:
+            _stop(f"{exc.info.error_message}.", EXIT_FAILED)
+        except SQLAlchemyError as exc:
+            _stop(f"The database could not be used: {classify(exc).error_message}.", EXIT_FAILED)
+
+    return wrapped
+
+
+def _stop(sentence: str, status: int) -> NoReturn:
+    click.echo(f"Error: {sentence}", err=True)
+    sys.exit(status)
+
+
+def say(text: str) -> None:
+    """Tell the person at the terminal; stdout belongs to machine output."""
+    click.echo(text, err=True)
+
+
+@contextmanager
+def progress(label: str) -> Iterator[Callable[[int], None]]:
+    """Show a count on stderr while something long goes on, if anyone is looking."""
+    shown = sys.stderr.isatty()
+
+    def show(count: int) -> None:
+        if shown:
+            click.echo(f"\r{label}: {count:,}", err=True, nl=False)
+
+    yield show
+    if shown:
+        click.echo("\r\033[K", err=True, nl=False)
+
+
+@contextmanager
+def opened(settings: Settings, *, upgrade_embedded: bool = True) -> Iterator[Engine]:
+    """Yield an engine on the scheduler's database; the embedded one, which nobody else migrates, is upgraded."""
+    urls = database.locate(settings)
+    engine = database.connect(urls.scenario)
+    try:
+        database.reachable_or_explain(engine, "the embedded Postgres" if urls.embedded else "SCENARIO_DATABASE_URL")
+        if urls.embedded and upgrade_embedded:
+            upgrade(engine)
+        yield engine
+    finally:
+        engine.dispose()
+
+
+def upgrade(engine: Engine) -> None:
+    """Bring the schema to this code's version, and give each installed scenario its default configuration."""
+    database.upgrade(engine)
+    with engine.begin() as connection:
+        insert_default_configuration(connection, registry().values())
+
+
+def checked_schema(engine: Engine) -> None:
+    """Refuse a database whose version does not fit."""
+    with engine.connect() as connection:
+        database.check_schema(connection)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="scenario-pipeline")
+def main() -> None:
+    """Tell peer mentors' organisations the right thing at the right moment, once."""
+
+
+@main.command()
+@click.option("--date", "date_text", metavar="YYYY-MM-DD", help="Evaluation date. Default: today in SCENARIO_TIMEZONE.")
+@click.option("--scenario", "scenarios", multiple=True, metavar="S", help="Scenario to evaluate; may be repeated.")
+@click.option("--organisation", "organisations", multiple=True, metavar="ID", help="Organisation; may be repeated.")
+@click.option("--dispatch-mode", type=click.Choice(DISPATCH_MODES), default="auto", show_default=True)
+@click.option("--engine", "engine_name", type=click.Choice(ENGINES), help="Trigger engine. Default: SCENARIO_ENGINE.")
+@click.option("--time-budget", metavar="SECONDS", help="How long to evaluate. Default: SCENARIO_TIME_BUDGET_SECONDS.")
+@click.option("--page-size", metavar="N", help="Mentors a page. Default: SCENARIO_PAGE_SIZE, else by their number.")
+@click.option("--demo", "with_demo", is_flag=True, help="Load the demonstration data first if there are no mentors.")
+@one_sentence
+def run(
+    date_text: str | None,
+    scenarios: tuple[str, ...],
+    organisations: tuple[str, ...],
+    dispatch_mode: str,
+    engine_name: str | None,
+    time_budget: str | None,
+    page_size: str | None,
+    with_demo: bool,
+) -> None:
+    """Evaluate all active mentors once: events on stdout, a summary on stderr.
+
+    Exit status: 0 completed, 3 partial, 1 failed, 2 wrong usage.
+    """
+    settings = Settings.from_environment()
+    evaluation_date = None if date_text is None else _date(date_text)
+    config: dict[str, Any] = {
+        "scenario_types": list(select_scenarios(scenarios)) if scenarios else [],
+        "organisation_ids": [_organisation(text) for text in organisations],
+        "dispatch_mode": dispatch_mode,
+    }
+    if evaluation_date is not None:
+        config["evaluation_date"] = evaluation_date.isoformat()
+    if engine_name is not None:
+        config["engine"] = engine_name
+    if time_budget is not None:
+        config["time_budget_seconds"] = check_time_budget("--time-budget", time_budget)
+    if page_size is not None:
+        config["page_size"] = check_page_size("--page-size", page_size)
+    if settings.database_url is None or with_demo:
+        with opened(settings) as engine:
+            if with_demo:
+                _load_demo_if_empty(engine, settings)
+    sys.exit(_run(settings, config, evaluation_date or settings.today(utc_now())))
+
+
+def _run(settings: Settings, config: dict[str, Any], evaluation_date: date) -> int:
+    """Execute one invocation and return the exit status that its closing events stand for."""
+    from scenario_pipeline.defs.instance import load_instance, unrecorded_instance
+    from scenario_pipeline.defs.launch import execute
+
+    try:
+        recorded = load_instance(settings)
+    except UserError as exc:
+        # The mentors come first; and a log without a word about a database that is down would be the worst report.
+        say(f"{exc} This run will not be seen in the web UI.")
+        recorded = unrecorded_instance()
+
+    seen: dict[str, dict[str, Any]] = {}
+
+    def remember(line: bytes) -> None:
+        entry = json.loads(line)
+        seen[entry["event"]] = entry
+
+    with (
+        recorded as instance,
+        progress("pages evaluated") as on_page,
+        STDOUT_SINK.observed_by(remember),
+    ):
+        try:
+            execute(instance, config, evaluation_date=evaluation_date, on_page=on_page)
+        except Exception as exc:  # noqa: BLE001 - the boundary of Dagster: the events below say how the run ended
+            say(f"Dagster could not keep its record of this run: {classify(exc).error_message}.")
+    return _summarise(seen)
+
+
+def _summarise(seen: dict[str, dict[str, Any]]) -> int:
+    done = seen.get("scheduler_run_completed")
+    if done is None:
+        say("The run ended without closing its log; see the Dagster run for the reason.")
+        return EXIT_FAILED
+    started = seen["scheduler_run_started"]
+    say(
+        f"{started['evaluation_date']} ({started['dispatch_mode']}): {done['total_evaluated']} of "
+        f"{done['total_active_mentors']} active mentors evaluated in {done['duration_ms']} ms, "
+        f"{done['total_dispatched']} dispatched {_breakdown(done['dispatched_by_scenario'])}, "
+        f"{done['total_suppressed']} suppressed {_breakdown(done['suppressed_by_reason'])}, "
+        f"{done['total_errors']} errors."
+    )
+    if failed := seen.get("scheduler_run_failed"):
+        say(f"Failed ({failed['error_type']}): {failed['error_message']}.")
+        return EXIT_FAILED
+    if partial := seen.get("scheduler_run_partial"):
+        say(f"Partial ({partial['reason']}): {partial['remaining_unprocessed_count']} mentors left to the next run.")
+        return EXIT_PARTIAL
+    return EXIT_COMPLETED
+
+
+def _breakdown(counts: dict[str, int]) -> str:
+    return f"({', '.join(f'{name} {n}' for name, n in counts.items())})" if counts else "(none)"
+
+
+def _date(text: str) -> date:
+    try:
+        if len(text) == 10:
+            return date.fromisoformat(text)
+    except ValueError:
+        pass
+    raise UserError("--date must be a date that exists, written YYYY-MM-DD.")
+
+
+def _organisation(text: str) -> str:
+    try:
+        return str(uuid.UUID(text))
+    except ValueError:
+        raise UserError("--organisation must be the id of an organisation, a UUID.") from None
+
+
+@main.command("import")
+@click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
+@one_sentence
+def import_(folder: Path) -> None:
+    """Import organisations.csv, mentors.csv, activities.csv and certifications.csv from DIR: all of it or nothing."""
+    with opened(Settings.from_environment()) as engine, progress("rows read") as show:
+        checked_schema(engine)
+        counts = importer.import_folder(engine, folder, progress=lambda _name, count: show(count))
+    say("Imported " + ", ".join(f"{count:,} {name}" for name, count in counts.items()) + ".")
+
+
+@main.command()
+@click.option("--mentors", type=int, default=500, show_default=True, help="How many peer mentors.")
+@click.option("--seed", type=int, default=1, show_default=True, help="The same seed gives the same data.")
+@one_sentence
+def demo(mentors: int, seed: int) -> None:
+    """Load deterministic synthetic data."""
+    settings = Settings.from_environment()
+    with opened(settings) as engine, progress("rows made") as show:
+        checked_schema(engine)
+        counts = demo_data.load_demo(
+            engine,
+            mentors=mentors,
+            seed=seed,
+            today=settings.today(utc_now()),
+            progress=lambda _name, count: show(count),
+        )
+    say("Loaded " + ", ".join(f"{count:,} {name}" for name, count in counts.items()) + ".")
+
+
+def _load_demo_if_empty(engine: Engine, settings: Settings) -> None:
+    checked_schema(engine)
+    with engine.connect() as connection:
+        empty = demo_data.is_empty(connection)
+    if empty:
+        demo_data.load_demo(engine, today=settings.today(utc_now()))
+        say("Loaded the demonstration data.")
+
+
+@main.group()
+def db() -> None:
+    """Look after the scheduler's database."""
+
+
+@db.command("upgrade")
+@one_sentence
+def db_upgrade() -> None:
+    """Create the schema or bring it to this code's version."""
+    with opened(Settings.from_environment(), upgrade_embedded=False) as engine:
+        upgrade(engine)
+    say(f"The schema has version {database.code_version()}.")
+
+
+@db.command("status")
+@one_sentence
+def db_status() -> None:
+    """Say which version the schema has, as JSON; exit status 1 if it does not fit the code."""
+    with opened(Settings.from_environment(), upgrade_embedded=False) as engine, engine.connect() as connection:
+        current = database.schema_version(connection)
+    expected = database.code_version()
+    click.echo(json.dumps({"schema_version": current, "code_version": expected, "fits": current == expected}))
+    if current != expected:
+        _stop(f"The schema does not fit: run {database.UPGRADE_COMMAND}.", EXIT_FAILED)
+
+
+@db.command("url")
+@one_sentence
+def db_url() -> None:
+    """Print the URL of the scheduler's database, with its password, for psql and the like."""
+    click.echo(database.locate(Settings.from_environment()).scenario)
+
+
+@db.command("stop")
+@one_sentence
+def db_stop() -> None:
+    """Stop the embedded Postgres of this SCENARIO_HOME."""
+    stopped = database.embedded_postgres(Settings.from_environment()).stop()
+    say("The embedded Postgres was stopped." if stopped else "The embedded Postgres was not running.")
+
+
+@main.group("events")
+def events_() -> None:
+    """Work with the event log."""
+
+
+@events_.command("schema")
+def events_schema() -> None:
+    """Print the JSON Schema of one line of the event log."""
+    click.echo(json.dumps(event_log.json_schema(), indent=2))
+
+
+@events_.command("validate")
+@click.argument("file", type=click.File("rb"), default="-")
+def events_validate(file: Any) -> None:
+    """Check an event log (FILE, or stdin): strict JSON, schema, grammar, identities; exit status 1 if any is broken."""
+    found = 0
+    for sentence in event_log.violations(file):
+        click.echo(sentence)
+        found += 1
+    say(f"{found} violations.")
+    sys.exit(1 if found else 0)
+
+
+@main.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="Dagster has no login: keep it on loopback.")
+@click.option("--port", type=click.IntRange(1, 65535), default=3000, show_default=True)
+@one_sentence
+def up(host: str, port: int) -> None:
+    """Start the database, Dagster's web server and its daemon; one interrupt stops all of it."""
+    from scenario_pipeline.defs.launch import serve
+
+    settings = Settings.from_environment()
+    server = database.embedded_postgres(settings) if settings.database_url is None else None
+    owns_server = server is not None and server.start()
+    try:
+        with opened(settings) as engine:
+            upgrade(engine)
+        status = serve(settings, host, port, on_ready=lambda url: click.echo(f"Dagster is served at {url}"))
+    finally:
+        if server is not None and owns_server:
+            server.stop()
+    sys.exit(status)

@@ -1,0 +1,139 @@
+"""What `dagster.yaml` names: where Dagster keeps its records, and how it captures a step's output.
+
+Belongs here: classes of the instance, and loading it from code. Both read the same settings as the command line, so
+that every Dagster process works in a fresh clone without a variable set.
+"""
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, Self
+
+import psycopg
+from dagster import DagsterInstance
+from dagster._core.storage.compute_log_manager import CapturedLogContext, ComputeIOType
+from dagster._core.storage.local_compute_log_manager import IO_TYPE_EXTENSION, LocalComputeLogManager
+from dagster._serdes import ConfigurableClassData
+from dagster_postgres import DagsterPostgresStorage
+from dagster_postgres.utils import DagsterPostgresException
+from sqlalchemy.exc import SQLAlchemyError
+
+from scenario_pipeline.errors import UserError, classify
+from scenario_pipeline.settings import PROJECT_FOLDER, Settings
+from scenario_pipeline.storage import database
+from scenario_pipeline.structured_logger import STDOUT_SINK
+
+
+class InstanceStorage(DagsterPostgresStorage):
+    """Dagster's runs, events and schedules in the database that the settings name."""
+
+    @classmethod
+    def config_type(cls) -> dict[str, Any]:
+        """Return no options: the environment decides."""
+        return {}
+
+    @classmethod
+    def from_config_value(cls, inst_data: ConfigurableClassData | None, config_value: Any) -> Self:  # noqa: ARG003
+        """Find the database, creating it on the scheduler's own server if need be."""
+        settings = Settings.from_environment()
+        urls = database.locate(settings)
+        # dagster-postgres speaks psycopg2 only, and SQLAlchemy 2.1 no longer means it by a bare URL.
+        url = database.driver_url(urls.dagster, "psycopg2").render_as_string(hide_password=False)
+        try:
+            if settings.dagster_database_url is None and not urls.embedded:
+                database.create_database(urls.scenario, "dagster")
+            # Asked here once: dagster-postgres would repeat for seconds what is answered at once.
+            with psycopg.connect(database.plain_url(urls.dagster), connect_timeout=5):
+                pass
+            return cls(postgres_url=url, inst_data=inst_data)
+        except (psycopg.Error, SQLAlchemyError, DagsterPostgresException) as exc:
+            reason = classify(exc).error_message
+        raise UserError(f"Dagster's database cannot be used: {reason}.", exit_status=1)
+
+
+class CapturedLogs(LocalComputeLogManager):
+    """Captures the output of steps in files without mirroring it through `tail`, which tears lines.
+
+    While a step is captured, the logger writes each line twice: to the captured stdout, where the web UI shows it,
+    and to the process's own stdout. So both hold every line whole, and stdout holds nothing else.
+    """
+
+    @classmethod
+    def config_type(cls) -> dict[str, Any]:
+        """Return no options: files are kept under `SCENARIO_HOME`."""
+        return {}
+
+    @classmethod
+    def from_config_value(cls, inst_data: ConfigurableClassData | None, config_value: Any) -> Self:  # noqa: ARG003
+        """Keep the files where all processes of one `SCENARIO_HOME` find them."""
+        return cls(base_dir=str(dagster_home(Settings.from_environment()) / "storage"), inst_data=inst_data)
+
+    @contextmanager
+    def capture_logs(self, log_key: Sequence[str]) -> Iterator[CapturedLogContext]:
+        """Redirect stdout and stderr of this process to the files of `log_key`."""
+        with ExitStack() as stack:
+            stack.enter_context(STDOUT_SINK.copied_to_process_stdout())
+            for descriptor, kind in ((1, ComputeIOType.STDOUT), (2, ComputeIOType.STDERR)):
+                path = Path(self.get_captured_local_path(log_key, IO_TYPE_EXTENSION[kind]))
+                stack.enter_context(_redirected(descriptor, path))
+            yield CapturedLogContext(log_key)
+        Path(self.get_captured_local_path(log_key, "complete")).touch()
+
+
+@contextmanager
+def _redirected(descriptor: int, path: Path) -> Iterator[None]:
+    """Let everything this process writes to `descriptor` go to the end of the file at `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    before = os.dup(descriptor)
+    try:
+        with path.open("ab") as file:
+            _flush()
+            os.dup2(file.fileno(), descriptor)
+        yield
+    finally:
+        _flush()
+        os.dup2(before, descriptor)
+        os.close(before)
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()
+
+
+def dagster_home(settings: Settings) -> Path:
+    """Return the folder of Dagster's local files."""
+    return settings.home / "dagster"
+
+
+def load_instance(settings: Settings) -> DagsterInstance:
+    """Return the instance that the web UI shows, as `dagster.yaml` of the project describes it.
+
+    Raises:
+        UserError: it cannot be loaded because its database is out of reach.
+    """
+    home = prepare_dagster_home(settings)
+    return DagsterInstance.from_config(str(home))
+
+
+def unrecorded_instance() -> DagsterInstance:
+    """Return an instance in memory, for a run whose record cannot be kept."""
+    return DagsterInstance.ephemeral()
+
+
+def prepare_dagster_home(settings: Settings) -> Path:
+    """Create Dagster's home with the project's `dagster.yaml` in it, for processes that are told `DAGSTER_HOME`."""
+    source = PROJECT_FOLDER / "dagster.yaml"
+    home = dagster_home(settings)
+    target = home / source.name
+    try:
+        content = source.read_text(encoding="utf-8")
+        home.mkdir(parents=True, exist_ok=True)
+        if not target.exists() or target.read_text(encoding="utf-8") != content:
+            target.write_text(content, encoding="utf-8")
+    except OSError as exc:
+        raise UserError(f"Dagster's home {home} cannot be prepared: {exc.strerror}.", exit_status=1) from None
+    return home

@@ -1,0 +1,90 @@
+"""Resources: thin shells around plain objects, one set a process.
+
+Belongs here: handing ops the shared logger and the invocation of their run. Nothing is connected before an op asks:
+a resource that fails while it is set up would fail the run without a single event.
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from dagster import ConfigurableResource, InitResourceContext, OpExecutionContext
+from pydantic import PrivateAttr
+from sqlalchemy import Engine
+
+from scenario_pipeline.engines import TriggerEngine
+from scenario_pipeline.engines.sql import SqlTriggerEngine
+from scenario_pipeline.errors import UserError, classify
+from scenario_pipeline.invocation import Invocation
+from scenario_pipeline.records import RunRequest
+from scenario_pipeline.settings import Settings
+from scenario_pipeline.storage import database
+from scenario_pipeline.structured_logger import StructuredLogger
+
+
+class StructuredLoggerResource(ConfigurableResource["StructuredLoggerResource"]):
+    """The shared JSON logger, bound to the run that asks."""
+
+    def bound_to(self, context: OpExecutionContext) -> StructuredLogger:
+        """Return the logger with the common fields of contract section 5 for the step of `context`."""
+        return StructuredLogger().bind(
+            invocation_id=context.run_id,
+            dagster_run_id=context.run_id,
+            dagster_job_name=context.job_name,
+            dagster_step_key=context.get_step_execution_context().step.key,
+            dagster_partition_key=context.partition_key if context.has_partition_key else None,
+        )
+
+
+class SchedulerResource(ConfigurableResource["SchedulerResource"]):
+    """Holds the invocation of the run, for all steps that this process executes."""
+
+    _invocation: Invocation | None = PrivateAttr(default=None)
+    _dispose: Callable[[], None] | None = PrivateAttr(default=None)
+    _runs_all_steps: bool = PrivateAttr(default=False)
+
+    @contextmanager
+    def yield_for_execution(self, context: InitResourceContext) -> Iterator["SchedulerResource"]:  # noqa: ARG002
+        """Close what no step could close: Dagster delivers a signal that fell between two steps to neither."""
+        try:
+            yield self
+        finally:
+            if self._invocation is not None and self._runs_all_steps:
+                exc = sys.exc_info()[1]
+                self._invocation.abandon(classify(exc) if isinstance(exc, Exception) else None)
+            if self._dispose is not None:
+                self._dispose()
+
+    def invocation(
+        self, context: OpExecutionContext, request: RunRequest, structured_logger: StructuredLoggerResource
+    ) -> Invocation:
+        """Return the invocation of this run; the first step of a process opens or joins it.
+
+        Raises:
+            SystemicError: it cannot be opened; its events are written.
+        """
+        logger = structured_logger.bound_to(context)
+        if self._invocation is None:
+            settings = Settings.from_environment()
+            engine = database.connect(database.locate(settings).scenario)
+            self._dispose = engine.dispose
+            # With an executor that starts a process a step, other processes go on with the invocation.
+            plan = context.get_step_execution_context().plan_data.execution_plan
+            self._runs_all_steps = len(plan.step_keys_to_execute) > 1
+            self._invocation = Invocation(
+                request,
+                context.run_id,
+                database=engine,
+                trigger_engine=_trigger_engine(request.engine, engine),
+                logger=logger,
+                parent_invocation_id=context.run.parent_run_id,
+            )
+            self._invocation.open()
+        self._invocation.log_as(logger)
+        return self._invocation
+
+
+def _trigger_engine(name: str, engine: Engine) -> TriggerEngine:
+    if name == "sql":
+        return SqlTriggerEngine(engine)
+    raise UserError(f"There is no trigger engine {name!r} in this release: use sql.")

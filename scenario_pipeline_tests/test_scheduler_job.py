@@ -1,0 +1,437 @@
+"""The job `scenario_scheduler` as Dagster runs it, on a real database, down to the lines on stdout."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+from dagster import DagsterInstance, DagsterRunStatus, ExecuteInProcessResult, OpExecutionContext
+from sqlalchemy import Engine, text
+
+from scenario_pipeline.definitions import defs
+from scenario_pipeline.defs.resources import SchedulerResource, StructuredLoggerResource
+from scenario_pipeline.defs.scheduler import JOB_NAME, scheduler_graph
+from scenario_pipeline.structured_logger import STDOUT_SINK, StructuredLogger
+from scenario_pipeline_tests import world
+from scenario_pipeline_tests.test_structured_logger import LoggerAndLines, LoggerPromises, pipe_of_writes
+from scenario_pipeline_tests.world import DAY, D, Mentor
+
+CHECKER = Path(__file__).parent / "check_events.py"
+ALL = ["certification_expiry", "inactivity", "milestone"]
+
+
+class JobRun:
+    """What one run of the job left behind."""
+
+    def __init__(self, result: ExecuteInProcessResult, instance: DagsterInstance, stdout: str, stderr: str) -> None:
+        self.result, self.instance, self.stdout, self.stderr = result, instance, stdout, stderr
+
+    @property
+    def entries(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.stdout.split("\n") if line]
+
+    @property
+    def names(self) -> list[str]:
+        return [entry["event"] for entry in self.entries]
+
+    def entry(self, event: str) -> dict[str, Any]:
+        [found] = [entry for entry in self.entries if entry["event"] == event]
+        return found
+
+    @property
+    def tags(self) -> dict[str, str]:
+        run = self.instance.get_run_by_id(self.result.run_id)
+        assert run is not None
+        return dict(run.tags)
+
+    @property
+    def status(self) -> DagsterRunStatus:
+        run = self.instance.get_run_by_id(self.result.run_id)
+        assert run is not None
+        return run.status
+
+    def everything_dagster_keeps(self) -> str:
+        return "\n".join(str(record) for record in self.instance.all_logs(self.result.run_id))
+
+
+RunJob = Callable[..., JobRun]
+
+
+@pytest.fixture
+def run_job(
+    database_url: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Iterator[RunJob]:
+    """Runs the job over this test's own database and returns what it printed and recorded."""
+    monkeypatch.setenv("SCENARIO_DATABASE_URL", database_url)
+    monkeypatch.setenv("SCENARIO_HOME", str(tmp_path))
+    with DagsterInstance.ephemeral() as instance:
+
+        def run(*, partition: date | None = None, tags: dict[str, str] | None = None, **config: Any) -> JobRun:
+            capfd.readouterr()
+            result = defs.resolve_job_def(JOB_NAME).execute_in_process(
+                instance=instance,
+                run_config={"ops": {"fetch_active_mentors": {"config": config}}},
+                partition_key=None if partition is None else partition.isoformat(),
+                tags=tags,
+                raise_on_error=False,
+            )
+            captured = capfd.readouterr()
+            return JobRun(result, instance, captured.out, captured.err)
+
+        yield run
+
+
+def stranger_accepts(stdout: str, canaries: Sequence[str] = ()) -> None:
+    """Hold a log against the checker that shares no code with the project."""
+    words = [argument for word in canaries for argument in ("--canary", word)]
+    done = subprocess.run(
+        [sys.executable, str(CHECKER), *words], input=stdout, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout
+
+
+def ten_mentors(engine: Engine) -> list[str]:
+    """Ten active mentors: four quiet for thirty days (one of them opted out), six with nothing due."""
+    with engine.begin() as connection:
+        world.insert_organisation(connection)
+        quiet = [Mentor(n, activities=[D - 30 * DAY] * 2, opted_out=n == 4) for n in range(1, 5)]
+        busy = [Mentor(n, activities=[D - 20 * DAY] * 2) for n in range(5, 11)]
+        away = [Mentor(11, status="paused"), Mentor(12, status="left"), Mentor(13, joined_on=D + DAY)]
+        return world.insert_mentors(connection, [*quiet, *busy, *away])
+
+
+def refuse_notifications_of(engine: Engine, mentor_ids: Sequence[str], quoting: str = "") -> None:
+    """Let the database refuse what is written for these mentors, as a broken rule would."""
+    with engine.begin() as connection:
+        connection.execute(
+            text(f"""
+            CREATE FUNCTION scenario.refuse() RETURNS trigger LANGUAGE plpgsql AS $$
+            BEGIN
+                IF NEW.user_id::text = ANY ('{{{",".join(mentor_ids)}}}') THEN
+                    RAISE EXCEPTION 'no message for {quoting}' USING DETAIL = 'Key (full_name)=({quoting})';
+                END IF;
+                RETURN NEW;
+            END $$""")
+        )
+        connection.execute(text(
+            "CREATE TRIGGER refuse BEFORE INSERT ON scenario.scenario_notifications "
+            "FOR EACH ROW EXECUTE FUNCTION scenario.refuse()"))  # fmt: skip
+
+
+def check(engine: Engine) -> None:
+    with engine.connect() as connection:
+        world.check_invariants(connection)
+
+
+def test_a_run_says_that_it_started_and_what_it_will_do(run_job: RunJob, engine: Engine) -> None:
+    """Whoever reads the log must know who asked for what, before anything happens."""
+    ten_mentors(engine)
+    run = run_job(evaluation_date=D.isoformat(), dispatch_mode="live", time_budget_seconds=12.5)
+    started = run.entries[0]
+    assert started.pop("timestamp")
+    assert started == {
+        "level": "info",
+        "event": "scheduler_run_started",
+        "component": "scenario-scheduler",
+        "invocation_id": run.result.run_id,
+        "schema_version": 1,
+        "dagster_run_id": run.result.run_id,
+        "dagster_job_name": JOB_NAME,
+        "dagster_step_key": "fetch_active_mentors",
+        "dagster_partition_key": None,
+        "triggered_by": "manual",
+        "evaluation_date": D.isoformat(),
+        "scenario_types": ALL,
+        "dispatch_mode": "live",
+        "time_budget_ms": 12500,
+    }
+
+
+def test_a_completed_run_counts_the_mentor_list_exactly(run_job: RunJob, engine: Engine) -> None:
+    """The closing entry is the bank statement: every number must be the one that happened."""
+    ten_mentors(engine)
+    run = run_job(evaluation_date=D.isoformat(), dispatch_mode="live", page_size=4)
+    assert run.names == ["scheduler_run_started", "scheduler_run_completed"]
+    completed = run.entry("scheduler_run_completed")
+    assert completed.pop("duration_ms") >= 0
+    totals = {name: value for name, value in completed.items() if name not in run.entries[0]}
+    assert totals == {
+        "completed": True,
+        "total_active_mentors": 10,
+        "total_evaluated": 10,
+        "total_dispatched": 3,
+        "total_suppressed": 1,
+        "total_errors": 0,
+        "pages_processed": 3,
+        "suppressed_by_reason": {"opted_out": 1},
+        "dispatched_by_scenario": {"inactivity": 3},
+    }
+    assert [row[0] for row in world.sent(engine)] == [world.mentor_id(n) for n in (1, 2, 3)]
+    check(engine)
+
+
+def test_a_mentor_who_cannot_be_evaluated_is_reported_and_the_batch_goes_on(run_job: RunJob, engine: Engine) -> None:
+    """One broken row must cost one mentor, not the other nine."""
+    ten_mentors(engine)
+    refuse_notifications_of(engine, [world.mentor_id(2)])
+    run = run_job(evaluation_date=D.isoformat(), dispatch_mode="live")
+    assert run.names == ["scheduler_run_started", "mentor_evaluation_error", "scheduler_run_completed"]
+    error = run.entry("mentor_evaluation_error")
+    assert (error["level"], error["peer_mentor_id"], error["error_type"], error["error_message"]) == (
+        "warning",
+        world.mentor_id(2),
+        "evaluation_logic_error",
+        "SQLSTATE P0001 raise_exception",
+    )
+    completed = run.entry("scheduler_run_completed")
+    assert (completed["completed"], completed["total_evaluated"], completed["total_errors"]) == (True, 9, 1)
+    assert completed["total_dispatched"] == 2
+    stranger_accepts(run.stdout)
+    check(engine)
+
+
+def test_the_time_guard_reports_what_remains(run_job: RunJob, engine: Engine) -> None:
+    """A run that cannot finish in time must say how many it left, and be seen as partial in Dagster."""
+    ten_mentors(engine)
+    with engine.connect() as other:
+        other.execute(text("LOCK TABLE scenario.mentor_activities IN ACCESS EXCLUSIVE MODE"))
+        run = run_job(evaluation_date=D.isoformat(), dispatch_mode="live", page_size=4, time_budget_seconds=0.3)
+    assert run.names == ["scheduler_run_started", "scheduler_run_partial", "scheduler_run_completed"]
+    partial = run.entry("scheduler_run_partial")
+    assert (partial["level"], partial["reason"], partial["remaining_unprocessed_count"]) == (
+        "warning",
+        "time_budget",
+        10,
+    )
+    completed = run.entry("scheduler_run_completed")
+    assert (completed["level"], completed["completed"], completed["total_active_mentors"]) == ("warning", False, 10)
+    assert run.status is DagsterRunStatus.SUCCESS
+    assert (run.tags["outcome"], run.tags["partial"]) == ("partial", "time_budget")
+    stranger_accepts(run.stdout)
+    check(engine)
+
+
+def test_the_next_run_starts_with_the_mentors_left_over(run_job: RunJob, engine: Engine) -> None:
+    """Nobody may starve at the end of the list because each run begins at its start."""
+    mentor_ids = ten_mentors(engine)[:10]
+    with engine.connect() as other:
+        other.execute(text("LOCK TABLE scenario.mentor_activities IN ACCESS EXCLUSIVE MODE"))
+        run_job(evaluation_date=D.isoformat(), dispatch_mode="live", page_size=4, time_budget_seconds=0.3)
+    run_job(evaluation_date=D.isoformat(), dispatch_mode="live", page_size=4)
+    with engine.connect() as connection:
+        rows = connection.execute(
+            text("""
+            SELECT p.last_mentor_id::text FROM scenario.scheduler_run_pages p JOIN scenario.scheduler_runs r
+            USING (invocation_id) WHERE r.status = 'completed' ORDER BY p.page_number""")
+        )
+        last_of_each_page = list(rows.scalars())
+    # The page that a whole budget could not finish (mentors 1 to 4) went to the end of the queue.
+    assert last_of_each_page == [mentor_ids[7], mentor_ids[1], mentor_ids[3]]
+
+
+@pytest.mark.parametrize(
+    ("fault", "error_type", "sentence"),
+    [
+        (
+            "DELETE FROM scenario.alembic_version",
+            "database_error",
+            "the database has no schema of this project: run scenario-pipeline db upgrade",
+        ),
+        (
+            "DELETE FROM scenario.scenario_evaluation_config WHERE scenario_type = 'milestone'",
+            "database_error",
+            "the scenario milestone has no default configuration: run scenario-pipeline db upgrade",
+        ),
+        ("ALTER TABLE scenario.peer_mentors RENAME TO gone", "database_error", "SQLSTATE 42P01 undefined_table"),
+        ("ALTER TABLE scenario.mentor_activities RENAME TO gone", "database_error", "SQLSTATE 42P01 undefined_table"),
+    ],
+    ids=["no schema", "no configuration", "no mentors table", "no activities table"],
+)
+def test_a_failure_of_the_whole_run_is_reported_as_one(
+    run_job: RunJob, engine: Engine, fault: str, error_type: str, sentence: str
+) -> None:
+    """A run over a broken database must end as failed, in the log and in Dagster, not as "0 mentors"."""
+    ten_mentors(engine)
+    with engine.begin() as connection:
+        connection.execute(text(fault))
+    run = run_job(evaluation_date=D.isoformat(), dispatch_mode="live", page_size=4)
+    assert run.names == ["scheduler_run_started", "scheduler_run_failed", "scheduler_run_completed"]
+    failed = run.entry("scheduler_run_failed")
+    assert (failed["level"], failed["error_type"]) == ("error", error_type)
+    assert failed["error_message"].startswith(sentence)
+    assert run.entry("scheduler_run_completed")["completed"] is False
+    assert run.status is DagsterRunStatus.FAILURE
+    stranger_accepts(run.stdout)
+
+
+def test_a_database_that_is_down_at_the_start_is_reported(run_job: RunJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The log must say so even if nothing else can be written."""
+    monkeypatch.setenv("SCENARIO_DATABASE_URL", "postgresql://user:a-secret@127.0.0.1:1/nowhere")
+    run = run_job()
+    assert run.names == ["scheduler_run_started", "scheduler_run_failed", "scheduler_run_completed"]
+    failed = run.entry("scheduler_run_failed")
+    assert (failed["error_type"], failed["remaining_unprocessed_count"]) == ("network_error", None)
+    assert "a-secret" not in run.stdout + run.stderr + run.everything_dagster_keeps()
+    stranger_accepts(run.stdout)
+
+
+def test_a_connection_lost_in_the_middle_fails_the_run_and_keeps_what_was_committed(
+    run_job: RunJob, engine: Engine
+) -> None:
+    """What was sent before the fault stays sent and counted; the rest is left to the next run."""
+    ten_mentors(engine)
+    with engine.begin() as connection:
+        # The third page meets a backend that ends itself, as an operator or a crash would end it.
+        connection.execute(
+            text("""
+            CREATE FUNCTION scenario.die() RETURNS trigger LANGUAGE plpgsql AS $$
+            BEGIN
+                PERFORM pg_terminate_backend(pg_backend_pid());
+                RETURN NEW;
+            END $$""")
+        )
+        connection.execute(
+            text(f"""
+            CREATE TRIGGER die BEFORE INSERT ON scenario.scenario_notifications
+            FOR EACH ROW WHEN (NEW.user_id = '{world.mentor_id(3)}') EXECUTE FUNCTION scenario.die()""")
+        )
+    run = run_job(evaluation_date=D.isoformat(), dispatch_mode="live", page_size=1)
+    assert run.names == ["scheduler_run_started", "scheduler_run_failed", "scheduler_run_completed"]
+    failed = run.entry("scheduler_run_failed")
+    assert (failed["error_type"], failed["remaining_unprocessed_count"]) == ("network_error", 8)
+    completed = run.entry("scheduler_run_completed")
+    assert (completed["total_evaluated"], completed["total_dispatched"]) == (2, 2)
+    stranger_accepts(run.stdout)
+    with engine.begin() as connection:
+        connection.execute(text("DROP TRIGGER die ON scenario.scenario_notifications"))
+    again = run_job(evaluation_date=D.isoformat(), dispatch_mode="live", page_size=1).entry("scheduler_run_completed")
+    assert (again["total_dispatched"], again["suppressed_by_reason"]) == (1, {"duplicate": 2, "opted_out": 1})
+    check(engine)
+
+
+def test_no_personal_value_reaches_any_output(run_job: RunJob, engine: Engine) -> None:
+    """Names, addresses and numbers stay in the database, even if the database quotes them in its errors."""
+    canaries = ["Canary Nordmann", "canary@mentor.invalid", "+47 40 99 88 77"]
+    with engine.begin() as connection:
+        world.insert_organisation(connection)
+        world.insert_mentor(
+            connection, activities=[D - 30 * DAY], full_name=canaries[0], email=canaries[1], phone=canaries[2]
+        )
+    refuse_notifications_of(engine, [world.mentor_id(1)], quoting=" ".join(canaries))
+    run = run_job(evaluation_date=D.isoformat(), dispatch_mode="live")
+    assert run.entry("scheduler_run_completed")["total_errors"] == 1
+    everything = run.stdout + run.stderr + run.everything_dagster_keeps()
+    for word in " ".join(canaries).split(" "):
+        if len(word) > 2:
+            assert word not in everything
+    stranger_accepts(run.stdout, canaries)
+
+
+def test_a_dry_run_counts_what_would_be_sent_and_sends_nothing(run_job: RunJob, engine: Engine) -> None:
+    """A backfill of an old month must never send; here the date is old, so `auto` is a dry run."""
+    ten_mentors(engine)
+    run = run_job(evaluation_date=D.isoformat())
+    assert run.entries[0]["dispatch_mode"] == "dry_run"
+    assert run.entry("scheduler_run_completed")["total_dispatched"] == 3
+    assert world.sent(engine) == []
+    check(engine)
+
+
+def test_a_partition_is_the_date_that_is_evaluated(run_job: RunJob, engine: Engine) -> None:
+    """A backfill names its dates by partition only."""
+    ten_mentors(engine)
+    run = run_job(partition=D, tags={"dagster/backfill": "abc"})
+    assert (run.entries[0]["evaluation_date"], run.entries[0]["dagster_partition_key"]) == (D.isoformat(),) * 2
+    assert run.entries[0]["triggered_by"] == "backfill"
+
+
+def test_a_database_without_mentors_is_a_completed_run(run_job: RunJob) -> None:
+    """An organisation's first day is no failure."""
+    run = run_job()
+    completed = run.entry("scheduler_run_completed")
+    assert (completed["completed"], completed["total_active_mentors"], completed["pages_processed"]) == (True, 0, 0)
+    stranger_accepts(run.stdout)
+
+
+def test_the_totals_stand_in_the_ledger_the_log_and_dagster_alike(run_job: RunJob, engine: Engine) -> None:
+    """Three places that disagree would be worth less than one."""
+    ten_mentors(engine)
+    run = run_job(evaluation_date=D.isoformat(), dispatch_mode="live", page_size=3)
+    completed = run.entry("scheduler_run_completed")
+    [metadata] = [
+        event.step_output_data.metadata
+        for event in run.result.all_events
+        if event.is_successful_output and event.step_key == "summarize_run"
+    ]
+    with engine.connect() as connection:
+        row = connection.execute(text("SELECT * FROM scenario.scheduler_runs")).mappings().one()
+    names = [name for name in completed if name.startswith("total_") or name in ("pages_processed", "duration_ms")]
+    assert len(names) == 7
+    for name in names:
+        assert (metadata[name].value, row[name]) == (completed[name], completed[name])
+    assert (row["status"], row["suppressed_by_reason"]) == ("completed", completed["suppressed_by_reason"])
+
+
+def test_an_operator_sees_what_each_scenario_costs(run_job: RunJob, engine: Engine) -> None:
+    """The configuration rows carry how many mentors were evaluated by them, and when, once a run."""
+    ten_mentors(engine)
+    with engine.begin() as connection:
+        world.insert_organisation(connection, 2)
+        world.insert_mentor(connection, 20, organisation=2)
+        world.configure(connection, "inactivity", organisation=2)
+    run_job(evaluation_date=D.isoformat(), scenario_types=["inactivity"])
+    with engine.connect() as connection:
+        rows = connection.execute(text(
+            "SELECT scenario_type, organisation_id IS NULL, last_evaluated_count, last_evaluated_at IS NOT NULL "
+            "FROM scenario.scenario_evaluation_config ORDER BY 1, 2 DESC"))  # fmt: skip
+        assert [tuple(row) for row in rows] == [
+            ("certification_expiry", True, None, False),
+            ("inactivity", True, 10, True),
+            ("inactivity", False, 1, True),
+            ("milestone", True, None, False),
+        ]
+
+
+class Remembering(StructuredLoggerResource):
+    """The shared logger's resource, which also keeps what it handed to the scheduler."""
+
+    # Of the class: Dagster makes its own copy of a resource for a run.
+    handed: ClassVar[list[StructuredLogger]] = []
+
+    def bound_to(self, context: OpExecutionContext) -> StructuredLogger:
+        self.handed.append(super().bound_to(context))
+        return self.handed[-1]
+
+
+@pytest.fixture(scope="module")
+def handed(tmp_path_factory: pytest.TempPathFactory) -> StructuredLogger:
+    """The logger with which the scheduler wrote the events of a run."""
+    resource = Remembering()
+    with pytest.MonkeyPatch.context() as patch, pipe_of_writes() as (fd, writes):
+        patch.setenv("SCENARIO_DATABASE_URL", "postgresql://127.0.0.1:1/nowhere")
+        patch.setenv("SCENARIO_HOME", str(tmp_path_factory.mktemp("home")))
+        patch.setattr(STDOUT_SINK, "fd", fd)
+        resources = {"scheduler": SchedulerResource(), "structured_logger": resource}
+        scheduler_graph.execute_in_process(resources=resources, raise_on_error=False)
+        assert [json.loads(line)["event"] for line in writes()] == [
+            "scheduler_run_started",
+            "scheduler_run_failed",
+            "scheduler_run_completed",
+        ]
+    return resource.handed[0]
+
+
+class TestTheLoggerThatTheSchedulerIsHanded(LoggerPromises):
+    """The scheduler has no logger of its own: what it is handed keeps every promise of the shared one."""
+
+    @pytest.fixture
+    def logger_and_lines(self, handed: StructuredLogger, monkeypatch: pytest.MonkeyPatch) -> Iterator[LoggerAndLines]:
+        with pipe_of_writes() as (fd, writes):
+            monkeypatch.setattr(handed.sink, "fd", fd)
+            yield LoggerAndLines(handed, writes)
