@@ -255,7 +255,10 @@ def demo(mentors: int, seed: int) -> None:
             today=settings.today(utc_now()),
             progress=lambda _name, count: show(count),
         )
-    say("Loaded " + ", ".join(f"{count:,} {name}" for name, count in counts.items()) + ".")
+    if any(counts.values()):
+        say("Loaded " + ", ".join(f"{count:,} {name}" for name, count in counts.items()) + ".")
+    else:
+        say("The demonstration data of this seed is there already; nothing was added.")
 
 
 def _load_demo_if_empty(engine: Engine, settings: Settings) -> None:

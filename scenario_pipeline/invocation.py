@@ -8,17 +8,27 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
+from typing import Any
 
 from sqlalchemy import Connection, Engine
 
 from scenario_pipeline.batch_stats import BatchStats
 from scenario_pipeline.engines import TriggerEngine
 from scenario_pipeline.errors import BudgetSpentError, ErrorInfo, ErrorType, SystemicError, classify
-from scenario_pipeline.events import MentorEvaluationError, Report, RunStarted
-from scenario_pipeline.records import Page, PageEvaluated, PageLeft, PageOutcome, PageResult, RunRequest, paginate
+from scenario_pipeline.events import MentorEvaluationError, Report, RunCompleted, RunFailed, RunPartial, RunStarted
+from scenario_pipeline.records import (
+    MentorError,
+    Page,
+    PageEvaluated,
+    PageLeft,
+    PageOutcome,
+    PageResult,
+    RunRequest,
+    paginate,
+)
 from scenario_pipeline.scenarios import check_configured
 from scenario_pipeline.storage import ledger
 from scenario_pipeline.storage.database import check_schema
@@ -104,9 +114,9 @@ class Invocation:
         else:
             self._is_in_ledger = True
             if opened:
-                self._emit_started()
+                self._logger.emit(_started(self.request))
             return
-        self._emit_started()
+        self._logger.emit(_started(self.request))
         self.fail(failure, remaining=None)
         raise SystemicError(failure)
 
@@ -115,18 +125,6 @@ class Invocation:
         if unknown:
             sentence = f"{len(unknown)} of the organisations asked for do not exist: check the ids of --organisation"
             raise SystemicError(ErrorInfo(ErrorType.EVALUATION_LOGIC, sentence))
-
-    def _emit_started(self) -> None:
-        request = self.request
-        self._logger.emit(
-            RunStarted(
-                request.triggered_by,  # type: ignore[arg-type]
-                request.evaluation_date.isoformat(),
-                list(request.scenario_types),
-                request.dispatch_mode,
-                request.time_budget_ms,
-            )
-        )
 
     def plan(self) -> list[Page]:
         """Read the active mentors and cut them into pages, those left over by the previous run first.
@@ -190,8 +188,7 @@ class Invocation:
                 return
             self._pages[page_number] = result
             for item in result.errors:
-                error = item.error
-                self._logger.emit(MentorEvaluationError(item.peer_mentor_id, error.error_type, error.error_message))
+                self._logger.emit(_mentor_error(item))
 
     def finish(self, outcomes: Iterable[PageOutcome]) -> Report:
         """Close the invocation with the sum of its pages.
@@ -306,6 +303,76 @@ class Invocation:
                 for event in report.closing_events():
                     self._logger.emit(event)
             return report
+
+
+PROCESS_DIED = ErrorInfo(ErrorType.EVALUATION_LOGIC, "the process of the run ended without closing the invocation")
+
+
+def close_dead_invocation(
+    database: Engine,
+    invocation_id: str,
+    logger: StructuredLogger,
+    *,
+    logged: Iterable[Mapping[str, Any]],
+    now: Callable[[], datetime] = utc_now,
+) -> bool:
+    """Close the invocation of a process that died, with the totals that the ledger holds.
+
+    The entries that the process itself wrote are completed to a whole log: nothing is said twice, nothing is missing.
+
+    Args:
+        database: engine on the scheduler's own database.
+        invocation_id: the Dagster run id of a run that is over.
+        logger: bound to the common fields of that run.
+        logged: the entries of this invocation that were written before.
+        now: the wall clock.
+
+    Returns:
+        Whether this call closed it; False if it was closed before or never opened.
+    """
+    entries = list(logged)
+    with database.begin() as connection:
+        ledger.limit_statement_time(connection, CLOSING_SECONDS)
+        found = ledger.read_request(connection, invocation_id)
+        if found is None:
+            return False
+        request, total, started_at = found
+        pages = ledger.read_pages(connection, invocation_id)
+        stats = BatchStats.sum(result.stats for result in pages.values())
+        remaining = max(0, total - stats.total_evaluated - stats.total_errors)
+        lasted = int((now() - started_at).total_seconds() * 1000)
+        report = Report("failed", total, stats, max(0, lasted), remaining, failure=PROCESS_DIED)
+        if not ledger.close_invocation(connection, request, invocation_id, report, stuck_after=None, now=now()):
+            return False
+    written = {entry["event"] for entry in entries}
+    if RunCompleted.name in written:  # only the ledger was out of reach
+        return True
+    if RunStarted.name not in written:
+        logger.emit(_started(request))
+    if not written & {RunPartial.name, RunFailed.name}:
+        told = {entry.get("peer_mentor_id") for entry in entries}
+        for result in pages.values():
+            for item in result.errors:
+                if item.peer_mentor_id not in told:
+                    logger.emit(_mentor_error(item))
+    closing = [event for event in report.closing_events() if event.name not in written]
+    for event in closing if not written & {RunPartial.name} else closing[-1:]:
+        logger.emit(event)
+    return True
+
+
+def _started(request: RunRequest) -> RunStarted:
+    return RunStarted(
+        request.triggered_by,  # type: ignore[arg-type]
+        request.evaluation_date.isoformat(),
+        list(request.scenario_types),
+        request.dispatch_mode,
+        request.time_budget_ms,
+    )
+
+
+def _mentor_error(item: MentorError) -> MentorEvaluationError:
+    return MentorEvaluationError(item.peer_mentor_id, item.error.error_type, item.error.error_message)
 
 
 @contextmanager

@@ -216,24 +216,28 @@ def _sanitise_message(_logger: Any, _method: str, entry: structlog.typing.EventD
 
 
 def _render(_logger: Any, _method: str, entry: structlog.typing.EventDict) -> bytes:
-    """Return the entry as one line of strict JSON of at most `MAX_LINE_BYTES`.
-
-    The common fields come first: a line that does not say whose it is would be worth nothing. Where room is short the
-    longest of the others gives way, first to a placeholder and then altogether.
-    """
-    own = [name for name in COMMON_FIELDS if name in entry]
+    """Return the entry as one line of strict JSON of at most `MAX_LINE_BYTES`, the common fields first."""
+    own = {name: _bounded(safe_value(entry[name])) for name in COMMON_FIELDS if name in entry}
     # What the event says was added last, so it outlasts a multitude of bound fields.
-    others = [name for name in entry if name not in COMMON_FIELDS][-MAX_ITEMS:]
-    pairs = [_pair(name, _bounded(safe_value(entry[name]))) for name in own]
-    pairs += [_pair(name, safe_value(entry[name])) for name in others]
-    while sum(map(len, pairs)) + len(pairs) + len(b"{}") > MAX_LINE_BYTES:
-        longest = max(range(len(own), len(pairs)), key=lambda index: len(pairs[index]))
-        gives_way = _pair(others[longest - len(own)], PLACEHOLDER)
-        if len(gives_way) < len(pairs[longest]):
-            pairs[longest] = gives_way
+    others = [name for name in entry if name not in own][-MAX_ITEMS:]
+    values = own | {_safe_key(name): safe_value(entry[name]) for name in others}
+    line = _encode(values) + b"\n"
+    return line if len(line) <= MAX_LINE_BYTES else _shortened(values, own)
+
+
+def _shortened(values: dict[str, Any], own: Mapping[str, Any]) -> bytes:
+    """Let the longest field give way until the line fits, first to a placeholder and then altogether.
+
+    Never a common field: a line that does not say whose it is would be worth nothing.
+    """
+    sizes = {name: len(_encode(value)) for name, value in values.items() if name not in own}
+    while len(line := _encode(values) + b"\n") > MAX_LINE_BYTES:
+        longest = max(sizes, key=lambda name: len(name) + sizes[name])
+        if sizes[longest] > len(PLACEHOLDER) + 2:
+            values[longest], sizes[longest] = PLACEHOLDER, len(PLACEHOLDER) + 2
         else:
-            del pairs[longest], others[longest - len(own)]
-    return b"{" + b",".join(pairs) + b"}\n"
+            del values[longest], sizes[longest]
+    return line
 
 
 def _bounded(value: Any) -> Any:
@@ -243,12 +247,16 @@ def _bounded(value: Any) -> Any:
     return PLACEHOLDER if isinstance(value, dict | list) else value
 
 
-def _pair(name: Any, value: Any) -> bytes:
-    return _encode(safe_text(name) if type(name) is str else PLACEHOLDER) + b":" + _encode(value)
+def _safe_key(name: Any) -> str:
+    return safe_text(name) if type(name) is str else PLACEHOLDER
+
+
+# One encoder for all lines: `json.dumps` would build one for each.
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
 def _encode(value: Any) -> bytes:
-    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode("utf-8")
+    return _ENCODER.encode(value).encode("utf-8")
 
 
 def safe_value(value: Any, depth: int = 0) -> Any:
@@ -281,10 +289,7 @@ def _safe_value(value: Any, depth: int) -> Any:
         return safe_value(value.value, depth)
     if depth < MAX_DEPTH:
         if kind is dict:
-            return {
-                safe_text(key) if type(key) is str else PLACEHOLDER: safe_value(item, depth + 1)
-                for key, item in islice(value.items(), MAX_ITEMS)
-            }
+            return {_safe_key(key): safe_value(item, depth + 1) for key, item in islice(value.items(), MAX_ITEMS)}
         if kind in (list, tuple, set, frozenset):
             return [safe_value(item, depth + 1) for item in islice(value, MAX_ITEMS)]
     return PLACEHOLDER
@@ -292,4 +297,5 @@ def _safe_value(value: Any, depth: int) -> Any:
 
 def safe_text(value: str) -> str:
     """Return at most `MAX_TEXT` characters on one line, without control characters or lone surrogates."""
-    return _SURROGATE.sub("\ufffd", _CONTROL.sub(" ", value[:MAX_TEXT]))
+    text = value[:MAX_TEXT]
+    return text if text.isprintable() else _SURROGATE.sub("\ufffd", _CONTROL.sub(" ", text))

@@ -9,17 +9,23 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Iterator, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 from click.testing import CliRunner
+from dagster import build_run_status_sensor_context
 from sqlalchemy import Engine, create_engine, text
 
 from scenario_pipeline.cli import main
+from scenario_pipeline.defs.instance import load_instance
+from scenario_pipeline.defs.sensors import close_dead_invocations, lost_runs
+from scenario_pipeline.settings import Settings
 from scenario_pipeline.storage import database
 from scenario_pipeline.storage.embedded import EmbeddedPostgres
+from scenario_pipeline.structured_logger import utc_now
 from scenario_pipeline_tests import world
 from scenario_pipeline_tests.conftest import COMMUNITY
 from scenario_pipeline_tests.test_scheduler_job import stranger_accepts
@@ -208,6 +214,41 @@ def test_a_killed_run_loses_nothing_and_doubles_nothing(
     installation_free(installation)
     again = installation.run("2026-08-01")
     assert before + again["total_dispatched"] == len(world.sent(installation.engine)) == 18
+    installation.check()
+
+
+def test_a_killed_runs_log_is_closed_for_it_exactly_once(
+    installation: Installation,
+    blocked_run: subprocess.Popen[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """A log that stops in the middle is no statement: the daemon writes what the dead process could not."""
+    blocked_run.kill()
+    before, _ = blocked_run.communicate(timeout=60)
+    world.wait_until(lambda: not world.blocked_backends(installation.engine), "the killed run's backend ends")
+    for name, value in installation.environment.items():
+        monkeypatch.setenv(name, value)
+    with load_instance(Settings.from_environment()) as instance:
+        run = instance.get_run_by_id(json.loads(before.splitlines()[0])["invocation_id"])
+        assert run is not None
+        assert run.run_id not in [lost.run_id for lost in lost_runs(instance, utc_now())]
+        assert run.run_id in [lost.run_id for lost in lost_runs(instance, utc_now() + timedelta(seconds=95))]
+
+        event = instance.report_run_failed(run)
+        context = build_run_status_sensor_context(
+            sensor_name="close_dead_invocations", dagster_event=event, dagster_instance=instance, dagster_run=run
+        ).for_run_failure()
+        capfd.readouterr()
+        close_dead_invocations(context)
+        after = capfd.readouterr().out
+        close_dead_invocations(context)
+        assert capfd.readouterr().out == ""
+    stranger_accepts(before + after)
+    failed, completed = (json.loads(line) for line in after.splitlines())
+    assert (failed["event"], completed["completed"]) == ("scheduler_run_failed", False)
+    assert completed["total_evaluated"] + failed["remaining_unprocessed_count"] == 1298
+    assert completed["pages_processed"] > 0
     installation.check()
 
 

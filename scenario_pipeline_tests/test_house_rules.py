@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from scenario_pipeline.defs.scheduler import checked_cron
+from scenario_pipeline.defs.schedules import checked_cron
 from scenario_pipeline.errors import UserError
 from scenario_pipeline.events import VOCABULARY
 from scenario_pipeline.settings import Settings
@@ -30,7 +30,7 @@ LAYERS = [
     {"storage.ledger"},
     {"engines", "engines.sql"},
     {"invocation", "importer", "demo"},
-    {"defs", "defs.instance", "defs.resources", "defs.scheduler"},
+    {"defs", "defs.instance", "defs.resources", "defs.scheduler", "defs.schedules", "defs.sensors"},
     {"definitions", "defs.launch", "cli", "__main__"},
 ]
 

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
-from dagster import DagsterInstance, DagsterRunStatus, ExecuteInProcessResult, OpExecutionContext
+from dagster import AssetKey, DagsterInstance, DagsterRunStatus, ExecuteInProcessResult, OpExecutionContext, materialize
 from sqlalchemy import Engine, text
 
 from scenario_pipeline.definitions import defs
 from scenario_pipeline.defs.resources import SchedulerResource, StructuredLoggerResource
-from scenario_pipeline.defs.scheduler import JOB_NAME, scheduler_graph
+from scenario_pipeline.defs.scheduler import ASSET_KEY, JOB_NAME, mentor_scenario_evaluations, scheduler_graph
 from scenario_pipeline.structured_logger import STDOUT_SINK, StructuredLogger
 from scenario_pipeline_tests import world
 from scenario_pipeline_tests.test_structured_logger import LoggerAndLines, LoggerPromises, pipe_of_writes
@@ -349,6 +349,33 @@ def test_a_partition_is_the_date_that_is_evaluated(run_job: RunJob, engine: Engi
     run = run_job(partition=D, tags={"dagster/backfill": "abc"})
     assert (run.entries[0]["evaluation_date"], run.entries[0]["dagster_partition_key"]) == (D.isoformat(),) * 2
     assert run.entries[0]["triggered_by"] == "backfill"
+
+
+def test_the_asset_shows_a_date_whichever_way_it_was_evaluated(
+    run_job: RunJob, engine: Engine, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Someone who looks at the asset must see what the schedule did, and the other way round."""
+    ten_mentors(engine)
+    instance = run_job(evaluation_date=D.isoformat()).instance
+    capfd.readouterr()
+    result = materialize(
+        [mentor_scenario_evaluations],
+        partition_key=(D + DAY).isoformat(),
+        instance=instance,
+        resources={"scheduler": SchedulerResource(), "structured_logger": StructuredLoggerResource()},
+    )
+    stranger_accepts(capfd.readouterr().out)
+    key = AssetKey(ASSET_KEY)
+    assert instance.get_materialized_partitions(key) == {D.isoformat(), (D + DAY).isoformat()}
+    events = instance.fetch_materializations(key, limit=10).records
+    shown = {
+        record.partition_key: record.asset_materialization.metadata["total_active_mentors"].value
+        for record in events
+        if record.asset_materialization is not None
+    }
+    # The eleventh mentor joined a day later.
+    assert shown == {D.isoformat(): 10, (D + DAY).isoformat(): 11}
+    assert result.success
 
 
 def test_a_database_without_mentors_is_a_completed_run(run_job: RunJob) -> None:

@@ -1,6 +1,6 @@
-"""The graph of the scheduler and the job made from it (contract section 8).
+"""The graph of the scheduler, and the job and the asset made from it (contract section 8).
 
-Belongs here: the three ops, their run configuration, the job and its schedule. An op fetches, calls and emits; what
+Belongs here: the three ops, their run configuration, the job and the asset. An op fetches, calls and emits; what
 can be wrong is decided in `invocation`.
 """
 
@@ -11,6 +11,9 @@ from enum import Enum
 from typing import Any
 
 from dagster import (
+    AssetKey,
+    AssetMaterialization,
+    AssetsDefinition,
     Config,
     DagsterRun,
     DailyPartitionsDefinition,
@@ -23,16 +26,10 @@ from dagster import (
     OpExecutionContext,
     Out,
     Output,
-    ScheduleEvaluationContext,
     graph,
     in_process_executor,
     op,
-    schedule,
 )
-from dagster import (
-    RunRequest as DagsterRunRequest,
-)
-from dagster._utils.schedules import is_valid_cron_string
 from pydantic import Field
 
 from scenario_pipeline.defs.resources import SchedulerResource, StructuredLoggerResource
@@ -44,6 +41,7 @@ from scenario_pipeline.settings import MAX_PAGE_SIZE, MAX_TIME_BUDGET_SECONDS, S
 from scenario_pipeline.structured_logger import utc_now
 
 JOB_NAME = "scenario_scheduler"
+ASSET_KEY = "mentor_scenario_evaluations"
 # Says who asked where Dagster's own tags cannot: a continuation and a pg_cron request are both sensor runs.
 TRIGGERED_BY_TAG = "scenario/triggered_by"
 FIRST_PARTITION = "2024-01-01"
@@ -194,6 +192,10 @@ def summarize_run(
     if report.status == "partial":
         context.log.warning(f"Partial: {report.remaining} mentors are left to the next run.")
     context.add_output_metadata(metadata)
+    # The asset's own run records its partition by itself; any other run of the date is shown there as well.
+    partition = request.evaluation_date.isoformat()
+    if not context.has_assets_def and partitions.has_partition_key(partition):
+        context.log_event(AssetMaterialization(ASSET_KEY, partition=partition, metadata=metadata))
 
 
 def report_metadata(request: RunRequest, report: Report) -> dict[str, MetadataValue]:
@@ -224,10 +226,10 @@ def _run_tags(request: RunRequest, report: Report) -> dict[str, str]:
 
 
 @graph(description="Evaluates every active mentor page by page and dispatches one notification per crossing.")
-def scheduler_graph() -> None:
+def scheduler_graph() -> Any:
     """Fetch, evaluate each page, sum up."""
     request, pages = fetch_active_mentors()
-    summarize_run(request, pages.map(evaluate_mentor).collect())
+    return summarize_run(request, pages.map(evaluate_mentor).collect())
 
 
 def daily_partitions() -> DailyPartitionsDefinition:
@@ -245,25 +247,9 @@ scenario_scheduler = scheduler_graph.to_job(
     description="One run evaluates one date; without a partition it evaluates today.",
 )
 
-
-def checked_cron(cron: str) -> str:
-    """Return a cron expression that Dagster understands.
-
-    Raises:
-        UserError: it does not.
-    """
-    if not is_valid_cron_string(cron):
-        raise UserError("SCENARIO_CRON must be a cron expression of five fields such as 0 * * * *.")
-    return cron
-
-
-@schedule(
-    job=scenario_scheduler,
-    cron_schedule=checked_cron(Settings.from_environment().cron),
-    execution_timezone=Settings.from_environment().timezone.key,
-    description="Evaluates all scenarios for the current date.",
+mentor_scenario_evaluations = AssetsDefinition.from_graph(
+    scheduler_graph,
+    keys_by_output_name={"result": AssetKey(ASSET_KEY)},
+    partitions_def=partitions,
+    group_name="scenario_pipeline",
 )
-def scenario_scheduler_schedule(context: ScheduleEvaluationContext) -> DagsterRunRequest:
-    """Ask for a run of the date on which the tick falls in the configured time zone."""
-    today = Settings.from_environment().today(context.scheduled_execution_time)
-    return DagsterRunRequest(partition_key=today.isoformat())

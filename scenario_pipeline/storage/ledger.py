@@ -229,6 +229,28 @@ def read_pages(connection: Connection, invocation_id: str) -> dict[int, PageResu
     return {row.page_number: PageResult(_stats_of(row), _errors_of(row)) for row in rows}
 
 
+def read_request(connection: Connection, invocation_id: str) -> tuple[RunRequest, int, datetime] | None:
+    """Return what an invocation was to do, its number of active mentors and when it started; None if it is closed."""
+    row = connection.execute(
+        select(scheduler_runs).where(
+            scheduler_runs.c.invocation_id == invocation_id, scheduler_runs.c.status == "running"
+        )
+    ).one_or_none()
+    if row is None:
+        return None
+    request = RunRequest(
+        evaluation_date=row.evaluation_date,
+        scenario_types=tuple(row.scenario_types),
+        organisation_ids=tuple(row.organisation_ids),
+        dispatch_mode=row.dispatch_mode,
+        engine="",
+        time_budget_seconds=row.time_budget_ms / 1000,
+        page_size=None,
+        triggered_by=row.triggered_by,
+    )
+    return request, row.total_active_mentors, row.started_at
+
+
 def _stats_of(row: Any) -> BatchStats:
     outcomes = {(organisation, scenario, outcome): n for organisation, scenario, outcome, n in row.outcomes}
     return BatchStats(row.evaluated_by_organisation, outcomes, row.total_errors, pages_processed=1)

@@ -1,0 +1,136 @@
+"""Schedules: when the job runs by itself (contract section 8).
+
+Belongs here: cron expressions, the date a tick asks for, and when a tick is skipped. Does not belong here: the job.
+"""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from dagster import (
+    DagsterInstance,
+    DagsterRun,
+    DagsterRunStatus,
+    DefaultScheduleStatus,
+    RunRecord,
+    RunRequest,
+    RunsFilter,
+    ScheduleDefinition,
+    ScheduleEvaluationContext,
+    SkipReason,
+    schedule,
+)
+from dagster._utils.schedules import is_valid_cron_string
+
+from scenario_pipeline.defs.scheduler import JOB_NAME, scenario_scheduler
+from scenario_pipeline.errors import UserError
+from scenario_pipeline.scenarios import registry
+from scenario_pipeline.settings import Settings
+
+_WAITING = [DagsterRunStatus.NOT_STARTED, DagsterRunStatus.QUEUED, DagsterRunStatus.STARTING]
+_UNFINISHED = [*_WAITING, DagsterRunStatus.STARTED, DagsterRunStatus.CANCELING]
+# A run is over soon after its time budget; a killed process can leave it unfinished in Dagster's records for hours.
+GRACE_SECONDS = 60.0
+
+
+def checked_cron(cron: str) -> str:
+    """Return a cron expression that Dagster understands.
+
+    Raises:
+        UserError: it does not.
+    """
+    if not is_valid_cron_string(cron):
+        raise UserError("SCENARIO_CRON must be a cron expression of five fields such as 0 * * * *.")
+    return cron
+
+
+def running_invocation(
+    instance: DagsterInstance, scenario_types: Sequence[str], now: datetime, settings: Settings
+) -> str | None:
+    """Return the id of a run that evaluates the same set of scenarios and can still be alive.
+
+    Args:
+        instance: whose runs are looked at, runs of backfills and of the asset included.
+        scenario_types: the set; empty for all installed ones.
+        now: the present moment.
+        settings: for the time budget of runs that name none.
+    """
+    wanted = set(scenario_types) or set(registry())
+    for record in instance.get_run_records(RunsFilter(statuses=_UNFINISHED)):
+        config = _configuration(record.dagster_run)
+        if config is None or (set(config.get("scenario_types") or registry()) != wanted):
+            continue
+        if record.dagster_run.status in _WAITING or not time_is_up(record, now, settings):
+            return record.dagster_run.run_id
+    return None
+
+
+def time_is_up(record: RunRecord, now: datetime, settings: Settings) -> bool:
+    """Whether a run of the scheduler began so long ago that its process cannot be alive; False for other runs."""
+    config = _configuration(record.dagster_run)
+    if config is None:
+        return False
+    budget = float(config.get("time_budget_seconds") or settings.time_budget_seconds)
+    began = record.start_time or record.create_timestamp.timestamp()
+    return now.timestamp() >= began + budget + GRACE_SECONDS
+
+
+def _configuration(run: DagsterRun) -> dict[str, Any] | None:
+    """Return the configuration of `fetch_active_mentors` in a run of the job or of the asset, or None for others."""
+    ops: Any = run.run_config.get("ops", {})
+    if run.job_name != JOB_NAME:
+        if not run.asset_selection:
+            return None
+        ops = ops.get("scheduler_graph", {}).get("ops", {})
+    config: dict[str, Any] = ops.get("fetch_active_mentors", {}).get("config", {})
+    return config
+
+
+def _scheduled(
+    name: str, cron: str, scenario_types: Sequence[str], *, on: bool, description: str
+) -> ScheduleDefinition:
+    settings = Settings.from_environment()
+
+    @schedule(
+        name=name,
+        job=scenario_scheduler,
+        cron_schedule=cron,
+        execution_timezone=settings.timezone.key,
+        default_status=DefaultScheduleStatus.RUNNING if on else DefaultScheduleStatus.STOPPED,
+        description=description,
+    )
+    def tick(context: ScheduleEvaluationContext) -> RunRequest | SkipReason:
+        moment = context.scheduled_execution_time
+        running = running_invocation(context.instance, scenario_types, moment, settings)
+        if running is not None:
+            return SkipReason(f"The run {running} of the same scenarios is still in progress.")
+        config = {"ops": {"fetch_active_mentors": {"config": {"scenario_types": list(scenario_types)}}}}
+        return RunRequest(partition_key=settings.today(moment).isoformat(), run_config=config)
+
+    return tick
+
+
+schedules = [
+    _scheduled(
+        "scenario_scheduler_schedule",
+        checked_cron(Settings.from_environment().cron),
+        (),
+        on=True,
+        description="Evaluates all scenarios for the current date.",
+    ),
+    # The contingency for a scenario that costs more than the others: each by itself, at its own hour.
+    *(
+        _scheduled(
+            f"{scenario_type}_schedule",
+            cron,
+            (scenario_type,),
+            on=False,
+            description=f"Evaluates {scenario_type} alone; meant for use instead of the schedule of all scenarios.",
+        )
+        for scenario_type, cron in (
+            ("inactivity", "10 6 * * *"),
+            ("milestone", "20 * * * *"),
+            ("certification_expiry", "30 6 * * *"),
+        )
+    ),
+]
