@@ -23,7 +23,7 @@ from sqlalchemy import Engine, text
 from scenario_pipeline.definitions import defs
 from scenario_pipeline.defs.scheduler import JOB_NAME, scheduler_graph
 from scenario_pipeline_tests import world
-from scenario_pipeline_tests.test_scheduler_job import stranger_accepts, ten_mentors
+from scenario_pipeline_tests.test_scheduler_job import lose_the_connection_for, stranger_accepts, ten_mentors
 from scenario_pipeline_tests.world import D
 
 
@@ -78,24 +78,6 @@ def execute(instance: DagsterInstance, capfd: pytest.CaptureFixture[str]) -> Exe
         return result, [json.loads(line) for line in stdout.splitlines()]
 
     return execute
-
-
-def lose_the_connection_for(engine: Engine, mentor_id: str) -> None:
-    """Let the backend that writes to this mentor end itself."""
-    with engine.begin() as connection:
-        connection.execute(
-            text("""
-            CREATE FUNCTION scenario.die() RETURNS trigger LANGUAGE plpgsql AS $$
-            BEGIN
-                PERFORM pg_terminate_backend(pg_backend_pid());
-                RETURN NEW;
-            END $$""")
-        )
-        connection.execute(
-            text(f"""
-            CREATE TRIGGER die BEFORE INSERT ON scenario.scenario_notifications
-            FOR EACH ROW WHEN (NEW.user_id = '{mentor_id}') EXECUTE FUNCTION scenario.die()""")
-        )
 
 
 def test_a_reexecution_from_failure_evaluates_what_its_parent_left(

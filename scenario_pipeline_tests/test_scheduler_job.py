@@ -124,6 +124,24 @@ def refuse_notifications_of(engine: Engine, mentor_ids: Sequence[str], quoting: 
             "FOR EACH ROW EXECUTE FUNCTION scenario.refuse()"))  # fmt: skip
 
 
+def lose_the_connection_for(engine: Engine, mentor_id: str) -> None:
+    """Let the backend that writes to this mentor end itself."""
+    with engine.begin() as connection:
+        connection.execute(
+            text("""
+            CREATE FUNCTION scenario.die() RETURNS trigger LANGUAGE plpgsql AS $$
+            BEGIN
+                PERFORM pg_terminate_backend(pg_backend_pid());
+                RETURN NEW;
+            END $$""")
+        )
+        connection.execute(
+            text(f"""
+            CREATE TRIGGER die BEFORE INSERT ON scenario.scenario_notifications
+            FOR EACH ROW WHEN (NEW.user_id = '{mentor_id}') EXECUTE FUNCTION scenario.die()""")
+        )
+
+
 def check(engine: Engine) -> None:
     with engine.connect() as connection:
         world.check_invariants(connection)
@@ -286,21 +304,7 @@ def test_a_connection_lost_in_the_middle_fails_the_run_and_keeps_what_was_commit
 ) -> None:
     """What was sent before the fault stays sent and counted; the rest is left to the next run."""
     ten_mentors(engine)
-    with engine.begin() as connection:
-        # The third page meets a backend that ends itself, as an operator or a crash would end it.
-        connection.execute(
-            text("""
-            CREATE FUNCTION scenario.die() RETURNS trigger LANGUAGE plpgsql AS $$
-            BEGIN
-                PERFORM pg_terminate_backend(pg_backend_pid());
-                RETURN NEW;
-            END $$""")
-        )
-        connection.execute(
-            text(f"""
-            CREATE TRIGGER die BEFORE INSERT ON scenario.scenario_notifications
-            FOR EACH ROW WHEN (NEW.user_id = '{world.mentor_id(3)}') EXECUTE FUNCTION scenario.die()""")
-        )
+    lose_the_connection_for(engine, world.mentor_id(3))
     run = run_job(evaluation_date=D.isoformat(), dispatch_mode="live", page_size=1)
     assert run.names == ["scheduler_run_started", "scheduler_run_failed", "scheduler_run_completed"]
     failed = run.entry("scheduler_run_failed")
