@@ -183,7 +183,11 @@ def _run(settings: Settings, config: dict[str, Any], evaluation_date: date) -> i
             execute(instance, config, evaluation_date=evaluation_date, on_page=on_page)
         except Exception as exc:  # noqa: BLE001 - the boundary of Dagster: the events below say how the run ended
             say(f"Dagster could not keep its record of this run: {classify(exc).error_message}.")
-    return _summarise(seen)
+    status = _summarise(seen)
+    if STDOUT_SINK.dropped:
+        say(f"{STDOUT_SINK.dropped} entries could not be written to stdout: the log is incomplete, the ledger is not.")
+        return status or EXIT_FAILED
+    return status
 
 
 def _summarise(seen: dict[str, dict[str, Any]]) -> int:

@@ -286,6 +286,27 @@ def test_a_failed_run_ends_with_status_1_and_one_sentence(installation: Installa
     installation.command("db", "status", status=1)
 
 
+def test_a_log_that_cannot_be_written_does_not_stop_the_run_and_is_not_passed_over(installation: Installation) -> None:
+    """A full disk under the log costs the log; the mentors hear all the same, and the exit status says so."""
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "scenario_pipeline", "run", "--date", "2026-08-01", "--dispatch-mode", "live"],
+            env=installation.environment,
+            cwd=PROJECT,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == (
+        "2 entries could not be written to stdout: the log is incomplete, the ledger is not."
+    )
+    assert len(world.sent(installation.engine)) == 18
+    installation.check()
+
+
 def test_a_database_out_of_reach_still_gives_a_closed_log(installation: Installation) -> None:
     """With both databases down there is nothing but stdout to tell it."""
     installation.url = installation.dagster_url = "postgresql://user:a-secret@127.0.0.1:1/nowhere"
