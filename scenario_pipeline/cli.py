@@ -7,6 +7,8 @@ checks its options, calls one function and says what came of it. Dagster is impo
 from __future__ import annotations
 
 import json
+import logging
+import socket
 import sys
 import uuid
 from collections.abc import Callable, Iterator
@@ -49,32 +51,45 @@ def one_sentence(command: Callable[P, R]) -> Callable[P, R]:
             _stop(f"{exc.info.error_message}.", EXIT_FAILED)
         except SQLAlchemyError as exc:
             _stop(f"The database could not be used: {classify(exc).error_message}.", EXIT_FAILED)
+        except OSError as exc:
+            _stop(f"The operating system refused: {classify(exc).error_message}.", EXIT_FAILED)
 
     return wrapped
 
 
 def _stop(sentence: str, status: int) -> NoReturn:
-    click.echo(f"Error: {sentence}", err=True)
+    _to_stderr(f"Error: {sentence}")
     sys.exit(status)
 
 
 def say(text: str) -> None:
     """Tell the person at the terminal; stdout belongs to machine output."""
-    click.echo(text, err=True)
+    _to_stderr(text)
+
+
+def _to_stderr(text: str, *, newline: bool = True) -> None:
+    """Write to stderr if there is one: what cannot be told must not decide how a run ends."""
+    if sys.stderr is None:
+        return
+    try:
+        click.echo(text, err=True, nl=newline)
+    except (OSError, ValueError):
+        # Python would flush it once more at the end, fail again, and exit with status 120.
+        sys.stderr = None
 
 
 @contextmanager
 def progress(label: str) -> Iterator[Callable[[int], None]]:
     """Show a count on stderr while something long goes on, if anyone is looking."""
-    shown = sys.stderr.isatty()
+    shown = sys.stderr is not None and sys.stderr.isatty()
 
     def show(count: int) -> None:
         if shown:
-            click.echo(f"\r{label}: {count:,}", err=True, nl=False)
+            _to_stderr(f"\r{label}: {count:,}", newline=False)
 
     yield show
     if shown:
-        click.echo("\r\033[K", err=True, nl=False)
+        _to_stderr("\r\033[K", newline=False)
 
 
 @contextmanager
@@ -149,6 +164,8 @@ def run(
         config["time_budget_seconds"] = check_time_budget("--time-budget", time_budget)
     if page_size is not None:
         config["page_size"] = check_page_size("--page-size", page_size)
+    if (engine_name or settings.engine) == "http":
+        raise UserError("This release has no http engine: use sql.")
     if settings.database_url is None or with_demo:
         with opened(settings) as engine:
             if with_demo:
@@ -161,6 +178,8 @@ def _run(settings: Settings, config: dict[str, Any], evaluation_date: date) -> i
     from scenario_pipeline.defs.instance import load_instance, unrecorded_instance
     from scenario_pipeline.defs.launch import execute
 
+    # dagster-postgres warns through the root logger, in the driver's own words.
+    logging.root.addHandler(logging.NullHandler())
     try:
         recorded = load_instance(settings)
     except UserError as exc:
@@ -193,7 +212,7 @@ def _run(settings: Settings, config: dict[str, Any], evaluation_date: date) -> i
 def _summarise(seen: dict[str, dict[str, Any]]) -> int:
     done = seen.get("scheduler_run_completed")
     if done is None:
-        say("The run ended without closing its log; see the Dagster run for the reason.")
+        say("The run was stopped before it began; nothing was evaluated.")
         return EXIT_FAILED
     started = seen["scheduler_run_started"]
     say(
@@ -233,13 +252,15 @@ def _organisation(text: str) -> str:
 
 
 @main.command("import")
-@click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
+@click.argument("folder", metavar="DIR")
 @one_sentence
-def import_(folder: Path) -> None:
+def import_(folder: str) -> None:
     """Import organisations.csv, mentors.csv, activities.csv and certifications.csv from DIR: all of it or nothing."""
+    if not folder:
+        raise UserError("DIR must be the folder that holds the four files.")
     with opened(Settings.from_environment()) as engine, progress("rows read") as show:
         checked_schema(engine)
-        counts = importer.import_folder(engine, folder, progress=lambda _name, count: show(count))
+        counts = importer.import_folder(engine, Path(folder), progress=lambda _name, count: show(count))
     say("Imported " + ", ".join(f"{count:,} {name}" for name, count in counts.items()) + ".")
 
 
@@ -252,6 +273,10 @@ def demo(mentors: int, seed: int) -> None:
     settings = Settings.from_environment()
     with opened(settings) as engine, progress("rows made") as show:
         checked_schema(engine)
+        with engine.connect() as connection:
+            if not demo_data.is_empty(connection):
+                # The next run would notify real organisations about invented mentors.
+                raise UserError("Demonstration data is loaded only where there are no mentors yet.", exit_status=1)
         counts = demo_data.load_demo(
             engine,
             mentors=mentors,
@@ -259,10 +284,7 @@ def demo(mentors: int, seed: int) -> None:
             today=settings.today(utc_now()),
             progress=lambda _name, count: show(count),
         )
-    if any(counts.values()):
-        say("Loaded " + ", ".join(f"{count:,} {name}" for name, count in counts.items()) + ".")
-    else:
-        say("The demonstration data of this seed is there already; nothing was added.")
+    say("Loaded " + ", ".join(f"{count:,} {name}" for name, count in counts.items()) + ".")
 
 
 def _load_demo_if_empty(engine: Engine, settings: Settings) -> None:
@@ -297,7 +319,7 @@ def db_status() -> None:
     expected = database.code_version()
     click.echo(json.dumps({"schema_version": current, "code_version": expected, "fits": current == expected}))
     if current != expected:
-        _stop(f"The schema does not fit: run {database.UPGRADE_COMMAND}.", EXIT_FAILED)
+        _stop(f"{database.mismatch(current).capitalize()}.", EXIT_FAILED)
 
 
 @db.command("url")
@@ -321,6 +343,7 @@ def events_() -> None:
 
 
 @events_.command("schema")
+@one_sentence
 def events_schema() -> None:
     """Print the JSON Schema of one line of the event log."""
     click.echo(json.dumps(event_log.json_schema(), indent=2))
@@ -328,6 +351,7 @@ def events_schema() -> None:
 
 @events_.command("validate")
 @click.argument("file", type=click.File("rb"), default="-")
+@one_sentence
 def events_validate(file: Any) -> None:
     """Check an event log (FILE, or stdin): strict JSON, schema, grammar, identities; exit status 1 if any is broken."""
     found = 0
@@ -347,6 +371,7 @@ def up(host: str, port: int) -> None:
     from scenario_pipeline.defs.launch import serve
 
     settings = Settings.from_environment()
+    _check_address(host, port)
     server = database.embedded_postgres(settings) if settings.database_url is None else None
     owns_server = server is not None and server.start()
     try:
@@ -357,3 +382,17 @@ def up(host: str, port: int) -> None:
         if server is not None and owns_server:
             server.stop()
     sys.exit(status)
+
+
+def _check_address(host: str, port: int) -> None:
+    """Refuse an address that cannot be bound: Dagster's daemon would go on without a web server."""
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as exc:
+        reason = classify(exc).error_message
+    else:
+        return
+    raise UserError(f"The web server cannot listen at {host}, port {port}: {reason}.", exit_status=1)

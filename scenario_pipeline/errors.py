@@ -35,13 +35,17 @@ class ErrorInfo:
 
     Attributes:
         error_type: one of the four types.
-        error_message: one sentence that holds no value from a row; the logger sanitises it once more.
+        error_message: one sentence that holds no value from a row, sanitised when it is made: it also goes where the
+            logger does not stand, into the ledger, into step outputs and into Dagster's events.
         sqlstate: the five-character SQLSTATE where the database named one.
     """
 
     error_type: ErrorType
     error_message: str
     sqlstate: str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "error_message", sanitise(self.error_message))
 
     @property
     def is_about_a_row(self) -> bool:
@@ -131,6 +135,8 @@ def classify(exc: BaseException) -> ErrorInfo:
         case OSError():
             kind = ErrorType.NETWORK if exc.errno in _NETWORK_ERRNOS else ErrorType.EVALUATION_LOGIC
             return ErrorInfo(kind, _system_message(exc) or "the operating system refused an operation")
+        case Exception(__cause__=sqlalchemy.exc.DBAPIError() as cause):  # as dagster-postgres wraps what it gives up on
+            return classify(cause)
         case _:
             return ErrorInfo(ErrorType.EVALUATION_LOGIC, f"{type(exc).__name__} was raised; its text is withheld")
 
@@ -141,18 +147,19 @@ def _system_message(exc: OSError) -> str | None:
 
 def _classify_driver_error(orig: BaseException | None, *, disconnected: bool) -> ErrorInfo:
     """Apply the table of SQLSTATEs: see the PostgreSQL manual, appendix A, for the codes."""
-    state = getattr(orig, "sqlstate", None)
+    # psycopg 3 and psycopg2, which Dagster speaks, call it differently.
+    state = getattr(orig, "sqlstate", None) or getattr(orig, "pgcode", None)
     if isinstance(orig, psycopg.errors.ConnectionTimeout):
         return ErrorInfo(ErrorType.NETWORK, "the database did not answer the connection attempt in time")
     if state is None:
-        if disconnected or (isinstance(orig, psycopg.OperationalError) and _is_unreachable(orig)):
+        if disconnected or (type(orig).__name__ == "OperationalError" and _is_unreachable(orig)):
             return ErrorInfo(ErrorType.NETWORK, "the connection to the database was refused or lost")
         return ErrorInfo(ErrorType.DATABASE, "the database refused the connection or the statement")
     name = _CAMEL.sub("_", type(orig).__name__).lower()
     sentence = f"SQLSTATE {state} {name}"
     diagnostic = getattr(orig, "diag", None)
     if state.startswith(_NO_VALUES) and (told := getattr(diagnostic, "message_primary", None)):
-        sentence += f": {sanitise(told)}"
+        sentence += f": {told}"
     for label, value in (
         ("constraint", getattr(diagnostic, "constraint_name", None)),
         ("table", getattr(diagnostic, "table_name", None)),
@@ -168,7 +175,7 @@ def _classify_driver_error(orig: BaseException | None, *, disconnected: bool) ->
     return ErrorInfo(ErrorType.DATABASE, sentence, state)
 
 
-def _is_unreachable(orig: psycopg.OperationalError) -> bool:
+def _is_unreachable(orig: BaseException | None) -> bool:
     """Tell a server that cannot be reached from one that answers "no".
 
     libpq gives neither a SQLSTATE while connecting. A server that answered sends `FATAL:`; it is out of reach all

@@ -37,6 +37,8 @@ from scenario_pipeline.time_budget import TimeBudget
 
 # Closing must reach the ledger even when the budget is spent, and must not hang the end of the run.
 CLOSING_SECONDS = 2.0
+# What the first page may take although the budget is spent, so that each run gets on.
+FIRST_PAGE_SECONDS = 1.0
 
 
 class Invocation:
@@ -77,6 +79,7 @@ class Invocation:
         self._budget = TimeBudget.start(request.time_budget_seconds, clock=clock)
         self._is_in_ledger = False
         self._total_active_mentors = 0
+        self._has_list = False
         self._pages: dict[int, PageResult] = {}
         self._failure: ErrorInfo | None = None
         self._stuck_after: str | None = None
@@ -106,6 +109,7 @@ class Invocation:
                 )
                 if not opened or self._parent_invocation_id is not None:
                     self._total_active_mentors, spent = ledger.join_invocation(connection, self.invocation_id)
+                    self._has_list = True
                     self._budget = TimeBudget.start(
                         self.request.time_budget_seconds, already_spent=spent, clock=self._clock
                     )
@@ -140,6 +144,7 @@ class Invocation:
             failure = classify(exc)
         else:
             self._total_active_mentors = len(mentor_ids)
+            self._has_list = True
             return paginate(mentor_ids, self.request)
         self.fail(failure, remaining=None)
         raise SystemicError(failure)
@@ -152,11 +157,15 @@ class Invocation:
         """
         if self._failure is not None:
             return PageLeft(self.invocation_id, page, self._failure)
-        if self.report is not None or self._budget.is_spent:
+        budget = self._budget
+        if budget.is_spent and page.number == 1:
+            # A budget that is spent before the first page would leave everybody to a next run that fares no better.
+            budget = TimeBudget.start(FIRST_PAGE_SECONDS, clock=self._clock)
+        if self.report is not None or budget.is_spent:
             return PageLeft(self.invocation_id, page)
         try:
             result = self._evaluated_by_parent(page) or self._trigger_engine.evaluate_page(
-                page, self.invocation_id, self._budget, self._logger
+                page, self.invocation_id, budget, self._logger
             )
         except BudgetSpentError:
             if not self._pages:
@@ -229,12 +238,22 @@ class Invocation:
     def terminate(self) -> Report:
         """Close the invocation because its process was told to stop; the page in hand was rolled back."""
         stats = self._committed()
-        remaining = max(0, self._total_active_mentors - stats.total_evaluated - stats.total_errors)
-        return self._close(
-            Report(
-                "partial", self._total_active_mentors, stats, self._budget.elapsed_ms, remaining, reason="terminated"
-            )
-        )
+        total = self._total_active_mentors if self._has_list else self._count_active_mentors()
+        remaining = max(0, total - stats.total_evaluated - stats.total_errors)
+        if self._has_list and remaining == 0:
+            return self._close(Report("completed", total, stats, self._budget.elapsed_ms))
+        return self._close(Report("partial", total, stats, self._budget.elapsed_ms, remaining, reason="terminated"))
+
+    def _count_active_mentors(self) -> int:
+        """Count whom the invocation would have evaluated, as it was stopped before it read their list."""
+        if not self._is_in_ledger:
+            return 0
+        try:
+            with self._database.begin() as connection:
+                ledger.limit_statement_time(connection, CLOSING_SECONDS)
+                return len(ledger.active_mentors(connection, self.request, self.invocation_id))
+        except Exception:  # noqa: BLE001 - the log is to be closed all the same
+            return 0
 
     def abandon(self, failure: ErrorInfo | None) -> None:
         """Close the invocation if nothing has: the backstop of the process that ran it.

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from pathlib import Path
+from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
 
 from scenario_pipeline.errors import UserError
@@ -99,10 +100,9 @@ def check_page_size(name: str, value: str | int | None) -> int | None:
     """Return a page size from 1 to 100,000 mentors, or None where none is set."""
     if value is None:
         return None
-    try:
-        size = int(value)
-    except ValueError:
-        size = 0
+    # int() would also read other scripts' digits and underscores.
+    readable = isinstance(value, int) or (value.isascii() and value.isdigit() and len(value) < 10)
+    size = int(value) if readable else 0
     if not 1 <= size <= MAX_PAGE_SIZE:
         raise UserError(f"{name} must be a whole number of mentors from 1 to {MAX_PAGE_SIZE}.")
     return size
@@ -142,4 +142,11 @@ def _postgres_url(name: str, value: str | None) -> str | None:
         return None
     if not value.startswith(("postgresql://", "postgres://")):
         raise UserError(f"{name} must begin with postgresql:// (user:password@host:port/database).")
+    try:
+        _ = urlsplit(value).port
+    except ValueError:  # its text quotes what stands there, which may be half of an unescaped password
+        raise UserError(
+            f"{name} has no valid host and port: write postgresql://user:password@host:port/database, "
+            "with @ : / # ? % and spaces in the password percent-encoded."
+        ) from None
     return value

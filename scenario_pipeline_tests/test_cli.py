@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import uuid
@@ -12,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import psycopg
 import pytest
@@ -371,6 +373,12 @@ NOBODY = str(uuid.UUID(int=7, version=4))
         (["run"], {"SCENARIO_TIMEZONE": "Mars/Olympus"}, "SCENARIO_TIMEZONE must be"),
         (["run"], {"SCENARIO_DATABASE_URL": "mysql://user:a-secret@host/x"}, "SCENARIO_DATABASE_URL must begin with"),
         (["nonsense"], {}, "No such command"),
+        (["run", "--page-size", "1_000"], {}, "--page-size must be a whole number of mentors"),
+        (["run", "--page-size", "\u0663"], {}, "--page-size must be a whole number of mentors"),
+        (["run", "--engine", "http"], {}, "This release has no http engine"),
+        (["run"], {"SCENARIO_DATABASE_URL": "postgresql://u:x@y:a-secret/z"}, "SCENARIO_DATABASE_URL has no valid"),
+        (["run"], {"SCENARIO_DATABASE_URL": "postgresql://u:p@[::1/z"}, "SCENARIO_DATABASE_URL has no valid"),
+        (["import", ""], {}, "DIR must be the folder"),
         (["demo", "--mentors", "0"], {}, "mentors"),
         (["import", "/no/such/folder"], {}, "folder"),
         (["events", "validate", "/no/such/file"], {}, "No such file"),
@@ -392,6 +400,80 @@ def test_a_mistake_gets_one_sentence_and_status_2(
     assert sentence in result.stderr
     assert "Traceback" not in result.stderr
     assert "a-secret" not in result.stderr
+
+
+def test_a_password_with_signs_and_options_in_the_url_reach_both_databases(
+    installation: Installation, server: EmbeddedPostgres
+) -> None:
+    """What libpq accepts as a URL works for the scheduler and for Dagster alike, and the run is recorded."""
+    role, password = f"role_{uuid.uuid4().hex}", "a+b c%d@/:#?"
+    with psycopg.connect(server.url("postgres"), autocommit=True) as connection:
+        connection.execute(f"CREATE ROLE {role} SUPERUSER LOGIN PASSWORD '{password}'")
+        try:
+            for name in ("url", "dagster_url"):
+                address = getattr(installation, name).split("@")[1]
+                credentials = f"{role}:{quote(password, safe='')}"
+                options = "?options=-c%20work_mem%3D5MB&connect_timeout=9"
+                setattr(installation, name, f"postgresql://{credentials}@{address}{options}")
+            _, stderr = installation.command("run", "--date", "2026-08-01")
+            assert "web UI" not in stderr
+        finally:
+            connection.execute(f"DROP OWNED BY {role} CASCADE; DROP ROLE {role}")
+
+
+def test_runs_that_never_have_time_get_through_everybody_all_the_same(installation: Installation) -> None:
+    """A budget below what Dagster itself takes must not leave the same mentors out for ever."""
+    evaluated = 0
+    for _ in range(4):
+        completed = installation.run("2026-08-01", "--page-size", "400", "--time-budget", "0.001", status=3)
+        evaluated += completed["total_evaluated"]
+        assert completed["pages_processed"] == 1
+    assert evaluated >= 1298
+    assert len(world.sent(installation.engine)) == 18
+    installation.check()
+
+
+def test_a_terminal_that_is_gone_does_not_decide_how_a_run_ends(installation: Installation) -> None:
+    """stderr is for people; a cron job may have none."""
+    with Path("/dev/full").open("wb") as full:
+        for stderr in (full, None):
+            command = [sys.executable, "-m", "scenario_pipeline", "run", "--date", "2026-08-01"]
+            if stderr is None:
+                command = ["sh", "-c", 'exec "$@" 2>&-', "sh", *command]
+            done = subprocess.run(
+                command,
+                env=installation.environment,
+                cwd=PROJECT,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                text=True,
+                check=False,
+                timeout=120,
+            )
+            assert done.returncode == 0
+            stranger_accepts(done.stdout)
+
+
+def test_a_database_of_a_newer_release_is_refused_with_the_right_advice(installation: Installation) -> None:
+    """`db upgrade` cannot mend it, so nobody may be sent there."""
+    with installation.engine.begin() as connection:
+        connection.execute(text("UPDATE scenario.alembic_version SET version_num = '9999'"))
+    for command in (["run"], ["db", "status"], ["db", "upgrade"]):
+        _, stderr = installation.command(*command, status=1)
+        assert "newer than this code: install the release that belongs to it" in stderr
+        assert "run scenario-pipeline" not in stderr
+
+
+def test_demonstration_data_is_not_mixed_with_real_mentors(installation: Installation) -> None:
+    """The next run would tell a real organisation about people who do not exist."""
+    _, stderr = installation.command("demo", status=1)
+    assert stderr == "Error: Demonstration data is loaded only where there are no mentors yet.\n"
+
+
+def test_a_port_in_use_ends_up_with_a_sentence(installation: Installation) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        _, stderr = installation.command("up", "--port", str(taken.getsockname()[1]), status=1)
+    assert stderr.startswith("Error: The web server cannot listen at 127.0.0.1")
 
 
 def test_an_organisation_that_does_not_exist_fails_the_run(installation: Installation) -> None:

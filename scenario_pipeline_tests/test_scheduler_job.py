@@ -114,7 +114,8 @@ def refuse_notifications_of(engine: Engine, mentor_ids: Sequence[str], quoting: 
             CREATE FUNCTION scenario.refuse() RETURNS trigger LANGUAGE plpgsql AS $$
             BEGIN
                 IF NEW.user_id::text = ANY ('{{{",".join(mentor_ids)}}}') THEN
-                    RAISE EXCEPTION 'no message for {quoting}' USING DETAIL = 'Key (full_name)=({quoting})';
+                    RAISE EXCEPTION 'no message for {quoting}' USING
+                        DETAIL = 'Key (full_name)=({quoting})', CONSTRAINT = '{quoting}', TABLE = '{quoting}';
                 END IF;
                 RETURN NEW;
             END $$""")
@@ -330,7 +331,9 @@ def test_no_personal_value_reaches_any_output(run_job: RunJob, engine: Engine) -
     refuse_notifications_of(engine, [world.mentor_id(1)], quoting=" ".join(canaries))
     run = run_job(evaluation_date=D.isoformat(), dispatch_mode="live")
     assert run.entry("scheduler_run_completed")["total_errors"] == 1
-    everything = run.stdout + run.stderr + run.everything_dagster_keeps()
+    with engine.connect() as connection:
+        ledger = str(connection.execute(text("SELECT errors FROM scenario.scheduler_run_pages")).scalars().all())
+    everything = run.stdout + run.stderr + run.everything_dagster_keeps() + ledger
     for word in " ".join(canaries).split(" "):
         if len(word) > 2:
             assert word not in everything

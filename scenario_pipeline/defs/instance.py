@@ -40,7 +40,7 @@ class InstanceStorage(DagsterPostgresStorage):
         settings = Settings.from_environment()
         urls = database.locate(settings)
         # dagster-postgres speaks psycopg2 only, and SQLAlchemy 2.1 no longer means it by a bare URL.
-        url = database.driver_url(urls.dagster, "psycopg2").render_as_string(hide_password=False)
+        url = database.driver_url(urls.dagster, "psycopg2")
         try:
             if settings.dagster_database_url is None and not urls.embedded:
                 database.create_database(urls.scenario, "dagster")

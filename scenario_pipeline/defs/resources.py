@@ -8,18 +8,19 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from dagster import ConfigurableResource, InitResourceContext, OpExecutionContext
+from dagster import ConfigurableResource, DagsterExecutionInterruptedError, InitResourceContext, OpExecutionContext
 from pydantic import PrivateAttr
 from sqlalchemy import Engine
 
 from scenario_pipeline.engines import TriggerEngine
 from scenario_pipeline.engines.sql import SqlTriggerEngine
-from scenario_pipeline.errors import UserError, classify
+from scenario_pipeline.errors import ErrorInfo, ErrorType, SystemicError, classify
 from scenario_pipeline.invocation import Invocation
-from scenario_pipeline.records import RunRequest
+from scenario_pipeline.records import Page, PageResult, RunRequest
 from scenario_pipeline.settings import Settings
 from scenario_pipeline.storage import database
 from scenario_pipeline.structured_logger import StructuredLogger
+from scenario_pipeline.time_budget import TimeBudget
 
 
 class StructuredLoggerResource(ConfigurableResource["StructuredLoggerResource"]):
@@ -51,7 +52,8 @@ class SchedulerResource(ConfigurableResource["SchedulerResource"]):
         finally:
             if self._invocation is not None and self._runs_all_steps:
                 exc = sys.exc_info()[1]
-                self._invocation.abandon(classify(exc) if isinstance(exc, Exception) else None)
+                stopped = isinstance(exc, DagsterExecutionInterruptedError | KeyboardInterrupt)
+                self._invocation.abandon(None if stopped else _why(exc))
             if self._dispose is not None:
                 self._dispose()
 
@@ -84,7 +86,20 @@ class SchedulerResource(ConfigurableResource["SchedulerResource"]):
         return self._invocation
 
 
+def _why(exc: BaseException | None) -> ErrorInfo:
+    if isinstance(exc, Exception):
+        return classify(exc)
+    return ErrorInfo(ErrorType.EVALUATION_LOGIC, "the run ended before its last step")
+
+
 def _trigger_engine(name: str, engine: Engine) -> TriggerEngine:
-    if name == "sql":
-        return SqlTriggerEngine(engine)
-    raise UserError(f"There is no trigger engine {name!r} in this release: use sql.")
+    return SqlTriggerEngine(engine) if name == "sql" else _MissingEngine()
+
+
+class _MissingEngine:
+    """Stands for an engine that this release does not bring; the run fails with a sentence."""
+
+    def evaluate_page(self, page: Page, invocation_id: str, budget: TimeBudget, logger: StructuredLogger) -> PageResult:
+        """Refuse."""
+        del page, invocation_id, budget, logger
+        raise SystemicError(ErrorInfo(ErrorType.EVALUATION_LOGIC, "this release has no http engine: use sql"))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import psycopg
 from alembic import command
@@ -14,7 +15,7 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, create_engine, text
-from sqlalchemy.engine import URL, make_url
+from sqlalchemy.engine import make_url
 
 from scenario_pipeline.errors import ErrorInfo, ErrorType, SystemicError, UserError, classify
 from scenario_pipeline.settings import Settings
@@ -74,12 +75,14 @@ def create_database(server_url: str, database: str) -> None:
 
 def plain_url(url: str, database: str | None = None) -> str:
     """Return `url` as libpq wants it, without a driver's name; with another database where one is named."""
-    return make_url(url).set(drivername="postgresql", database=database).render_as_string(hide_password=False)
+    # Edited as text: taken apart and put together again, encoded spaces and plus signs do not survive.
+    parts = urlsplit(url)
+    return parts._replace(scheme="postgresql", path=parts.path if database is None else f"/{database}").geturl()
 
 
-def driver_url(url: str, driver: str) -> URL:
+def driver_url(url: str, driver: str) -> str:
     """Return `url` for SQLAlchemy with the driver named: since 2.1 a bare URL no longer means psycopg2."""
-    return make_url(url).set(drivername=f"postgresql+{driver}")
+    return urlsplit(url)._replace(scheme=f"postgresql+{driver}").geturl()
 
 
 def connect(url: str, *, connect_timeout_seconds: float = 5.0) -> Engine:
@@ -89,13 +92,15 @@ def connect(url: str, *, connect_timeout_seconds: float = 5.0) -> Engine:
         url: a `postgresql://` URL.
         connect_timeout_seconds: bound of one connection attempt; libpq takes whole seconds from 2 on.
     """
+    address = make_url(driver_url(url, "psycopg"))
+    own_options = address.query.get("options", "")
     return create_engine(
-        driver_url(url, "psycopg"),
+        address,
         pool_size=2,
         max_overflow=0,
         pool_timeout=connect_timeout_seconds,
         connect_args={
-            "options": _SESSION_OPTIONS,
+            "options": f"{_SESSION_OPTIONS} {own_options}",
             "application_name": "scenario-pipeline",
             "connect_timeout": max(2, int(connect_timeout_seconds)),
             # A peer that vanished without a word is noticed while a statement waits for its answer.
@@ -143,17 +148,25 @@ def upgrade(engine: Engine) -> None:
                 f"The server is PostgreSQL {major}; version {OLDEST_SERVER} or newer is needed.", exit_status=1
             )
         config = _alembic_config()
-        current = schema_version(connection)
-        known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
-        if current is not None and current not in known:
-            raise UserError(
-                f"The database has schema version {current}, which is newer than this code: "
-                "install the release that belongs to it.",
-                exit_status=1,
-            )
+        if _is_newer(schema_version(connection)):
+            raise UserError(f"{mismatch(schema_version(connection)).capitalize()}.", exit_status=1)
         connection.execute(text(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}"))
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
+
+
+def _is_newer(version: str | None) -> bool:
+    known = {script.revision for script in ScriptDirectory.from_config(_alembic_config()).walk_revisions()}
+    return version is not None and version not in known
+
+
+def mismatch(version: str | None) -> str:
+    """Say why this schema version does not fit the code, and what mends it."""
+    if version is None:
+        return f"the database has no schema of this project: run {UPGRADE_COMMAND}"
+    if _is_newer(version):
+        return "the schema of the database is newer than this code: install the release that belongs to it"
+    return f"the schema of the database has version {version} and not {code_version()}: run {UPGRADE_COMMAND}"
 
 
 def check_schema(connection: Connection) -> None:
@@ -162,11 +175,9 @@ def check_schema(connection: Connection) -> None:
     Raises:
         SystemicError: with a sentence that names the command that mends it.
     """
-    current, expected = schema_version(connection), code_version()
-    if current == expected:
-        return
-    state = "has no schema of this project" if current is None else f"has schema version {current}, not {expected}"
-    raise SystemicError(ErrorInfo(ErrorType.DATABASE, f"the database {state}: run {UPGRADE_COMMAND}"))
+    version = schema_version(connection)
+    if version != code_version():
+        raise SystemicError(ErrorInfo(ErrorType.DATABASE, mismatch(version)))
 
 
 def reachable_or_explain(engine: Engine, name: str) -> None:
