@@ -547,14 +547,16 @@ def test_the_database_says_no_without_quoting_a_person(engine: Engine, good: Pat
     """Otherwise a constraint of one's own would print a mentor's name, address and number."""
     with engine.begin() as connection:
         connection.exec_driver_sql(
-            "ALTER TABLE scenario.peer_mentors ADD CONSTRAINT house_rule CHECK (locale IS NULL)"
+            "ALTER TABLE scenario.peer_mentors ADD CONSTRAINT peer_mentors_locale_check CHECK (locale IS NULL)"
         )  # fmt: skip
     before = contents(engine)
 
     with pytest.raises(SystemicError) as caught:
         import_folder(engine, good)
 
-    assert str(caught.value) == "SQLSTATE 23514 check_violation, constraint house_rule, table peer_mentors"
+    assert (
+        str(caught.value) == "SQLSTATE 23514 check_violation, constraint peer_mentors_locale_check, table peer_mentors"
+    )
     assert caught.value.__suppress_context__
     assert contents(engine) == before
 
