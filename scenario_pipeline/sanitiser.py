@@ -17,6 +17,10 @@ MAX_OUTPUT = 500
 _EMPTY = "no message"
 _WITHHELD = "message withheld"
 _MAX_PASSES = 5
+# Messages known to be fixed points, since one fault often says the same of many mentors. Only what was sanitised is
+# kept: remembering the input would keep people's data in memory.
+_MAX_CLEAN = 1000
+_clean: set[str] = set()
 
 
 def sanitise(message: object) -> str:
@@ -31,10 +35,14 @@ def sanitise(message: object) -> str:
     Returns:
         One line of 1 to 500 printable ASCII characters; `[label]` stands where something was taken out.
     """
+    if type(message) is str and message in _clean:
+        return message
     text = _bounded(_as_text(message))
     for _ in range(_MAX_PASSES):
         once = _pass(text)
         if once == text:
+            if len(_clean) < _MAX_CLEAN:
+                _clean.add(once)
             return once
         text = once
     return _WITHHELD
