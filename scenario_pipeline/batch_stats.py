@@ -56,6 +56,15 @@ class BatchStats:
         return sum(self.evaluated_by_organisation.values())
 
     @property
+    def total_settled(self) -> int:
+        """Mentors who need no further evaluation: evaluated, or set aside with an error."""
+        return self.total_evaluated + self.total_errors
+
+    def remaining_of(self, total_active_mentors: int) -> int:
+        """Return how many of the active mentors are still to be evaluated."""
+        return max(0, total_active_mentors - self.total_settled)
+
+    @property
     def total_dispatched(self) -> int:
         """Matches for which a notification row was inserted (in a dry run: would have been)."""
         return sum(self.dispatched_by_scenario.values())

@@ -58,17 +58,15 @@ def one_sentence(command: Callable[P, R]) -> Callable[P, R]:
 
 
 def _stop(sentence: str, status: int) -> NoReturn:
-    _to_stderr(f"Error: {sentence}")
+    say(f"Error: {sentence}")
     sys.exit(status)
 
 
-def say(text: str) -> None:
-    """Tell the person at the terminal; stdout belongs to machine output."""
-    _to_stderr(text)
+def say(text: str, *, newline: bool = True) -> None:
+    """Tell the person at the terminal, if there is one; stdout belongs to machine output.
 
-
-def _to_stderr(text: str, *, newline: bool = True) -> None:
-    """Write to stderr if there is one: what cannot be told must not decide how a run ends."""
+    What cannot be told must not decide how a run ends.
+    """
     if sys.stderr is None:
         return
     try:
@@ -85,11 +83,11 @@ def progress(label: str) -> Iterator[Callable[[int], None]]:
 
     def show(count: int) -> None:
         if shown:
-            _to_stderr(f"\r{label}: {count:,}", newline=False)
+            say(f"\r{label}: {count:,}", newline=False)
 
     yield show
     if shown:
-        _to_stderr("\r\033[K", newline=False)
+        say("\r\033[K", newline=False)
 
 
 @contextmanager

@@ -121,7 +121,7 @@ class Invocation:
                 self._logger.emit(_started(self.request))
             return
         self._logger.emit(_started(self.request))
-        self.fail(failure, remaining=None)
+        self.fail(failure)
         raise SystemicError(failure)
 
     def _check_organisations(self, connection: Connection) -> None:
@@ -136,6 +136,7 @@ class Invocation:
         Raises:
             SystemicError: the list cannot be read; the invocation is closed.
         """
+        self._has_list = False
         try:
             with self._database.begin() as connection:
                 ledger.limit_statement_time(connection, self._budget.remaining_seconds + CLOSING_SECONDS)
@@ -146,7 +147,7 @@ class Invocation:
             self._total_active_mentors = len(mentor_ids)
             self._has_list = True
             return paginate(mentor_ids, self.request)
-        self.fail(failure, remaining=None)
+        self.fail(failure)
         raise SystemicError(failure)
 
     def evaluate(self, page: Page) -> PageOutcome:
@@ -220,7 +221,7 @@ class Invocation:
         # A page that was called left may have been committed all the same, if the answer was lost for good.
         stats = self._committed() if left else BatchStats.sum(result.stats for result in self._pages.values())
         remaining = sum(len(o.page.mentor_ids) for o in left if o.page.number not in self._pages)
-        total = stats.total_evaluated + stats.total_errors + remaining
+        total = stats.total_settled + remaining
         if failure is not None:
             report = Report("failed", total, stats, self._budget.elapsed_ms, remaining, failure=failure)
         elif remaining:
@@ -229,17 +230,18 @@ class Invocation:
             report = Report("completed", total, stats, self._budget.elapsed_ms)
         return self._close(report)
 
-    def fail(self, failure: ErrorInfo, *, remaining: int | None) -> Report:
-        """Close the invocation as failed; `remaining` is None where the number of mentors is unknown."""
+    def fail(self, failure: ErrorInfo) -> Report:
+        """Close the invocation as failed; how many remain is unknown where the list of mentors was never read."""
         stats = self._committed()
-        total = self._total_active_mentors if remaining is not None else stats.total_evaluated + stats.total_errors
+        total = self._total_active_mentors if self._has_list else stats.total_settled
+        remaining = stats.remaining_of(total) if self._has_list else None
         return self._close(Report("failed", total, stats, self._budget.elapsed_ms, remaining, failure=failure))
 
     def terminate(self) -> Report:
         """Close the invocation because its process was told to stop; the page in hand was rolled back."""
         stats = self._committed()
         total = self._total_active_mentors if self._has_list else self._count_active_mentors()
-        remaining = max(0, total - stats.total_evaluated - stats.total_errors)
+        remaining = stats.remaining_of(total)
         if self._has_list and remaining == 0:
             return self._close(Report("completed", total, stats, self._budget.elapsed_ms))
         return self._close(Report("partial", total, stats, self._budget.elapsed_ms, remaining, reason="terminated"))
@@ -267,10 +269,7 @@ class Invocation:
         if failure is None:
             self.terminate()
         else:
-            stats = self._committed()
-            self.fail(
-                failure, remaining=max(0, self._total_active_mentors - stats.total_evaluated - stats.total_errors)
-            )
+            self.fail(failure)
 
     def _committed(self) -> BatchStats:
         """Return the sum of the pages committed so far, as the ledger has it where it can be asked.
@@ -358,7 +357,7 @@ def close_dead_invocation(
         request, total, started_at = found
         pages = ledger.read_pages(connection, invocation_id)
         stats = BatchStats.sum(result.stats for result in pages.values())
-        remaining = max(0, total - stats.total_evaluated - stats.total_errors)
+        remaining = stats.remaining_of(total)
         lasted = int((now() - started_at).total_seconds() * 1000)
         report = Report("failed", total, stats, max(0, lasted), remaining, failure=PROCESS_DIED)
         if not ledger.close_invocation(connection, request, invocation_id, report, stuck_after=None, now=now()):

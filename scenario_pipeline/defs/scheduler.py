@@ -202,11 +202,11 @@ def report_metadata(request: RunRequest, report: Report) -> dict[str, MetadataVa
     """Return the totals as numbers that Dagster plots, and what was asked for."""
     totals = report.totals()
     numbers = {name: MetadataValue.int(value) for name, value in totals.items() if isinstance(value, int)}
-    touched = report.stats.total_evaluated + report.stats.total_errors
+    settled = report.stats.total_settled
     return {
         **numbers,
         "remaining_unprocessed_count": MetadataValue.int(report.remaining or 0),
-        "error_rate": MetadataValue.float(report.stats.total_errors / touched if touched else 0.0),
+        "error_rate": MetadataValue.float(report.stats.total_errors / settled if settled else 0.0),
         "suppressed_by_reason": MetadataValue.json(totals["suppressed_by_reason"]),
         "dispatched_by_scenario": MetadataValue.json(totals["dispatched_by_scenario"]),
         "status": MetadataValue.text(report.status),

@@ -148,8 +148,9 @@ def upgrade(engine: Engine) -> None:
                 f"The server is PostgreSQL {major}; version {OLDEST_SERVER} or newer is needed.", exit_status=1
             )
         config = _alembic_config()
-        if _is_newer(schema_version(connection)):
-            raise UserError(f"{mismatch(schema_version(connection)).capitalize()}.", exit_status=1)
+        current = schema_version(connection)
+        if _is_newer(current):
+            raise UserError(f"{mismatch(current).capitalize()}.", exit_status=1)
         connection.execute(text(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}"))
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
