@@ -60,6 +60,11 @@ class BatchStats:
         """Mentors who need no further evaluation: evaluated, or set aside with an error."""
         return self.total_evaluated + self.total_errors
 
+    @property
+    def error_rate(self) -> float:
+        """Share of the settled mentors who had an error, 0 to 1; 0 where there were none."""
+        return self.total_errors / self.total_settled if self.total_settled else 0.0
+
     def remaining_of(self, total_active_mentors: int) -> int:
         """Return how many of the active mentors are still to be evaluated."""
         return max(0, total_active_mentors - self.total_settled)

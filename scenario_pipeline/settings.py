@@ -18,6 +18,7 @@ from scenario_pipeline.errors import UserError
 DEFAULT_TIME_BUDGET_SECONDS = 30.0
 MAX_TIME_BUDGET_SECONDS = 86_400.0
 MAX_PAGE_SIZE = 100_000
+DEFAULT_MAX_ERROR_RATE = 0.01
 ENGINES = ("sql", "http")
 
 # The folder that holds pyproject.toml, dagster.yaml and workspace.yaml.
@@ -39,6 +40,7 @@ class Settings:
         engine_url: base URL of the `http` engine.
         engine_token: its bearer token; kept out of `repr`.
         cron: when the schedule of all scenarios ticks.
+        max_error_rate: share of mentors with an error, 0 to 1, above which the check `error_rate` warns.
     """
 
     home: Path
@@ -51,6 +53,7 @@ class Settings:
     engine_url: str | None = field(repr=False)
     engine_token: str | None = field(repr=False)
     cron: str
+    max_error_rate: float
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> Settings:
@@ -78,6 +81,7 @@ class Settings:
             engine_url=_engine_url(get("SCENARIO_ENGINE_URL"), needed=engine == "http"),
             engine_token=get("SCENARIO_ENGINE_TOKEN"),
             cron=get("SCENARIO_CRON") or "0 * * * *",
+            max_error_rate=_share("SCENARIO_MAX_ERROR_RATE", get("SCENARIO_MAX_ERROR_RATE") or DEFAULT_MAX_ERROR_RATE),
         )
 
     def today(self, now: datetime) -> date:
@@ -106,6 +110,16 @@ def check_page_size(name: str, value: str | int | None) -> int | None:
     if not 1 <= size <= MAX_PAGE_SIZE:
         raise UserError(f"{name} must be a whole number of mentors from 1 to {MAX_PAGE_SIZE}.")
     return size
+
+
+def _share(name: str, value: str | float) -> float:
+    try:
+        share = float(value)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise UserError(f"{name} must be a number from 0 to 1.")
+    return share
 
 
 def _engine(value: str) -> str:

@@ -100,12 +100,20 @@ class LineSink:
         except OSError:  # the process was started without a stdout
             yield
             return
-        before, self._copy_to = self._copy_to, copy
+        try:
+            with self.copied_to(copy):
+                yield
+        finally:
+            os.close(copy)
+
+    @contextmanager
+    def copied_to(self, fd: int) -> Iterator[None]:
+        """Also write each line to `fd`."""
+        before, self._copy_to = self._copy_to, fd
         try:
             yield
         finally:
             self._copy_to = before
-            os.close(copy)
 
     def _write(self, fd: int, line: bytes) -> None:
         # A full disk can leave half a line; without this the next one would be glued to it.

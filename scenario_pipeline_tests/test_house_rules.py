@@ -27,10 +27,14 @@ LAYERS = [
     {"settings", "batch_stats", "time_budget", "records", "events", "structured_logger"},
     {"storage.tables", "storage.embedded", "storage.database", "storage"},
     {"scenarios", "scenarios.inactivity", "scenarios.milestone", "scenarios.certification_expiry"},
-    {"storage.ledger"},
+    {"storage.ledger", "storage.run_requests"},
     {"engines", "engines.sql"},
-    {"invocation", "importer", "demo"},
-    {"defs", "defs.instance", "defs.resources", "defs.scheduler", "defs.schedules", "defs.sensors"},
+    {"invocation", "importer", "demo", "audit"},
+    {"defs", "defs.instance", "defs.lineage", "defs.run_configuration", "defs.run_metadata"},
+    {"defs.resources", "defs.checks"},
+    {"defs.scheduler"},
+    {"defs.schedules"},
+    {"defs.sensors"},
     {"definitions", "defs.launch", "cli", "__main__"},
 ]
 

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
-from dagster import AssetKey, DagsterInstance, DagsterRunStatus, ExecuteInProcessResult, OpExecutionContext, materialize
+from dagster import DagsterInstance, DagsterRunStatus, ExecuteInProcessResult, OpExecutionContext, materialize
 from sqlalchemy import Engine, text
 
 from scenario_pipeline.definitions import defs
+from scenario_pipeline.defs.lineage import EVALUATIONS
 from scenario_pipeline.defs.resources import SchedulerResource, StructuredLoggerResource
-from scenario_pipeline.defs.scheduler import ASSET_KEY, JOB_NAME, mentor_scenario_evaluations, scheduler_graph
+from scenario_pipeline.defs.scheduler import JOB_NAME, mentor_scenario_evaluations, scheduler_graph
 from scenario_pipeline.structured_logger import STDOUT_SINK, StructuredLogger
 from scenario_pipeline_tests import world
 from scenario_pipeline_tests.test_structured_logger import LoggerAndLines, LoggerPromises, pipe_of_writes
@@ -372,7 +373,7 @@ def test_the_asset_shows_a_date_whichever_way_it_was_evaluated(
         resources={"scheduler": SchedulerResource(), "structured_logger": StructuredLoggerResource()},
     )
     stranger_accepts(capfd.readouterr().out)
-    key = AssetKey(ASSET_KEY)
+    key = EVALUATIONS
     assert instance.get_materialized_partitions(key) == {D.isoformat(), (D + DAY).isoformat()}
     events = instance.fetch_materializations(key, limit=10).records
     shown = {

@@ -34,6 +34,7 @@ def test_nothing_needs_to_be_set() -> None:
         engine_url=None,
         engine_token=None,
         cron="0 * * * *",
+        max_error_rate=0.01,
     )
 
 
@@ -58,6 +59,8 @@ def test_the_process_environment_is_what_counts(monkeypatch: pytest.MonkeyPatch)
         ("SCENARIO_TIME_BUDGET_SECONDS", "0.25", "time_budget_seconds", 0.25),
         ("SCENARIO_TIME_BUDGET_SECONDS", "86400", "time_budget_seconds", 86_400.0),
         ("SCENARIO_PAGE_SIZE", "1", "page_size", 1),
+        ("SCENARIO_MAX_ERROR_RATE", "0", "max_error_rate", 0.0),
+        ("SCENARIO_MAX_ERROR_RATE", "1", "max_error_rate", 1.0),
         ("SCENARIO_PAGE_SIZE", "100000", "page_size", 100_000),
         ("SCENARIO_ENGINE", "sql", "engine", "sql"),
         ("SCENARIO_ENGINE_URL", "https://engine.example/base", "engine_url", "https://engine.example/base"),
@@ -114,6 +117,10 @@ def test_an_empty_variable_counts_as_unset(variable: str, empty: str) -> None:
         ("SCENARIO_PAGE_SIZE", "-5"),
         ("SCENARIO_PAGE_SIZE", "1.5"),
         ("SCENARIO_PAGE_SIZE", "100001"),
+        ("SCENARIO_MAX_ERROR_RATE", "-0.1"),
+        ("SCENARIO_MAX_ERROR_RATE", "1.1"),
+        ("SCENARIO_MAX_ERROR_RATE", "nan"),
+        ("SCENARIO_MAX_ERROR_RATE", "5%"),
         pytest.param("SCENARIO_PAGE_SIZE", "9" * 5000, id="SCENARIO_PAGE_SIZE-5000 digits"),
         ("SCENARIO_ENGINE", "SQL"),
         ("SCENARIO_ENGINE", "grpc"),

@@ -347,12 +347,12 @@ def number_of_pages(engine: Engine) -> int:
         return n
 
 
-def wait_until(condition: Callable[[], object], what: str, seconds: float = 30.0) -> None:
+def wait_until(condition: Callable[[], object], what: str, seconds: float = 30.0, *, every: float = 0.005) -> None:
     """Poll until `condition` holds; fail after `seconds`, which bound the test and measure nothing."""
     give_up = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < give_up, f"waited {seconds} s in vain: {what}"
-        time.sleep(0.005)
+        time.sleep(every)
 
 
 def blocked_backends(engine: Engine) -> list[int]:

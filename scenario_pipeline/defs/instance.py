@@ -4,6 +4,7 @@ Belongs here: classes of the instance, and loading it from code. Both read the s
 that every Dagster process works in a fresh clone without a variable set.
 """
 
+import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import psycopg
-from dagster import DagsterInstance
+from dagster import DagsterEventType, DagsterInstance
 from dagster._core.storage.compute_log_manager import CapturedLogContext, ComputeIOType
 from dagster._core.storage.local_compute_log_manager import IO_TYPE_EXTENSION, LocalComputeLogManager
 from dagster._serdes import ConfigurableClassData
@@ -23,7 +24,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from scenario_pipeline.errors import UserError, classify
 from scenario_pipeline.settings import PROJECT_FOLDER, Settings
 from scenario_pipeline.storage import database
-from scenario_pipeline.structured_logger import STDOUT_SINK
+from scenario_pipeline.structured_logger import STDOUT_SINK, LineSink
 
 
 class InstanceStorage(DagsterPostgresStorage):
@@ -102,6 +103,53 @@ def _flush() -> None:
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
             stream.flush()
+
+
+def captured_lines(instance: DagsterInstance, run_id: str) -> Iterator[bytes]:
+    """Yield the lines of the event log that Dagster captured of a run, without their line feeds."""
+    for log_key in _log_keys(instance, run_id):
+        stdout = instance.compute_log_manager.get_log_data(log_key).stdout or b""
+        for line in stdout.split(b"\n"):
+            try:
+                entry = json.loads(line)
+            except ValueError:  # a line torn by a kill; what others print
+                continue
+            if isinstance(entry, dict) and entry.get("invocation_id") == run_id:
+                yield line
+
+
+@contextmanager
+def sink_of_dead_run(instance: DagsterInstance, run_id: str) -> Iterator[LineSink]:
+    """Yield a sink that writes to this process's stdout and to the end of what was captured of a run.
+
+    So the web UI shows the whole log of a run whose process died, if this machine holds its files.
+    """
+    sink = LineSink(STDOUT_SINK.fd)
+    log_keys, manager = _log_keys(instance, run_id), instance.compute_log_manager
+    if not log_keys or not isinstance(manager, LocalComputeLogManager):
+        yield sink
+        return
+    path = manager.get_captured_local_path(log_keys[-1], IO_TYPE_EXTENSION[ComputeIOType.STDOUT])
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_APPEND)
+    except OSError:  # another machine's
+        yield sink
+        return
+    try:
+        size = os.fstat(fd).st_size
+        if size and os.pread(fd, 1, size - 1) != b"\n":
+            os.write(fd, b"\n")
+        with sink.copied_to(fd):
+            yield sink
+    finally:
+        os.close(fd)
+
+
+def _log_keys(instance: DagsterInstance, run_id: str) -> list[Sequence[str]]:
+    records = instance.all_logs(run_id, of_type=DagsterEventType.LOGS_CAPTURED)
+    events = [record.dagster_event for record in records]
+    keys = [event.logs_captured_data.file_key for event in events if event is not None]
+    return [instance.compute_log_manager.build_log_key_for_run(run_id, key) for key in keys]
 
 
 def dagster_home(settings: Settings) -> Path:

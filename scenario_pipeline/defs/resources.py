@@ -5,13 +5,14 @@ a resource that fails while it is set up would fail the run without a single eve
 """
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 from dagster import ConfigurableResource, DagsterExecutionInterruptedError, InitResourceContext, OpExecutionContext
 from pydantic import PrivateAttr
 from sqlalchemy import Engine
 
+from scenario_pipeline.defs.run_metadata import run_tags
 from scenario_pipeline.engines import TriggerEngine
 from scenario_pipeline.engines.sql import SqlTriggerEngine
 from scenario_pipeline.errors import ErrorInfo, ErrorType, SystemicError, classify
@@ -41,11 +42,11 @@ class SchedulerResource(ConfigurableResource["SchedulerResource"]):
     """Holds the invocation of the run, for all steps that this process executes."""
 
     _invocation: Invocation | None = PrivateAttr(default=None)
-    _dispose: Callable[[], None] | None = PrivateAttr(default=None)
+    _engine: Engine | None = PrivateAttr(default=None)
     _runs_all_steps: bool = PrivateAttr(default=False)
 
     @contextmanager
-    def yield_for_execution(self, context: InitResourceContext) -> Iterator["SchedulerResource"]:  # noqa: ARG002
+    def yield_for_execution(self, context: InitResourceContext) -> Iterator["SchedulerResource"]:
         """Close what no step could close: Dagster delivers a signal that fell between two steps to neither."""
         try:
             yield self
@@ -54,8 +55,25 @@ class SchedulerResource(ConfigurableResource["SchedulerResource"]):
                 exc = sys.exc_info()[1]
                 stopped = isinstance(exc, DagsterExecutionInterruptedError | KeyboardInterrupt)
                 self._invocation.abandon(None if stopped else _why(exc))
-            if self._dispose is not None:
-                self._dispose()
+            self._tag_run(context)
+            if self._engine is not None:
+                self._engine.dispose()
+
+    def _tag_run(self, context: InitResourceContext) -> None:
+        """Say how the invocation ended where runs are filtered, if this process is the one that closed it."""
+        if self._invocation is None or self._invocation.report is None:
+            return
+        tags = run_tags(self._invocation.request, self._invocation.report)
+        with suppress(Exception):  # Dagster's storage is gone: then nothing about this run can be told there
+            if context.instance is not None:
+                context.instance.add_run_tags(self._invocation.invocation_id, tags)
+
+    @property
+    def engine(self) -> Engine:
+        """The scheduler's own database; nothing is connected yet."""
+        if self._engine is None:
+            self._engine = database.connect(database.locate(Settings.from_environment()).scenario)
+        return self._engine
 
     def invocation(
         self, context: OpExecutionContext, request: RunRequest, structured_logger: StructuredLoggerResource
@@ -67,17 +85,14 @@ class SchedulerResource(ConfigurableResource["SchedulerResource"]):
         """
         logger = structured_logger.bound_to(context)
         if self._invocation is None:
-            settings = Settings.from_environment()
-            engine = database.connect(database.locate(settings).scenario)
-            self._dispose = engine.dispose
             # With an executor that starts a process a step, other processes go on with the invocation.
             plan = context.get_step_execution_context().plan_data.execution_plan
             self._runs_all_steps = len(plan.step_keys_to_execute) > 1
             self._invocation = Invocation(
                 request,
                 context.run_id,
-                database=engine,
-                trigger_engine=_trigger_engine(request.engine, engine),
+                database=self.engine,
+                trigger_engine=_trigger_engine(request.engine, self.engine),
                 logger=logger,
                 parent_invocation_id=context.run.parent_run_id,
             )

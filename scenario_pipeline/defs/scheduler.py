@@ -1,21 +1,16 @@
 """The graph of the scheduler, and the job and the asset made from it (contract section 8).
 
-Belongs here: the three ops, their run configuration, the job and the asset. An op fetches, calls and emits; what
-can be wrong is decided in `invocation`.
+Belongs here: the three ops, the job and the asset. An op fetches, calls and emits; what can be wrong is decided in
+`invocation`.
 """
 
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import date
-from enum import Enum
 from typing import Any
 
 from dagster import (
-    AssetKey,
     AssetMaterialization,
     AssetsDefinition,
-    Config,
-    DagsterRun,
     DailyPartitionsDefinition,
     DynamicOut,
     DynamicOutput,
@@ -30,123 +25,39 @@ from dagster import (
     in_process_executor,
     op,
 )
-from pydantic import Field
+from sqlalchemy import Engine
 
+from scenario_pipeline.defs.checks import evaluate_checks
+from scenario_pipeline.defs.lineage import EVALUATIONS, GROUP, NOTIFICATIONS, OWNERS, source_tables
 from scenario_pipeline.defs.resources import SchedulerResource, StructuredLoggerResource
+from scenario_pipeline.defs.run_configuration import CONFIG_SCHEMA, request_from, triggered_by
+from scenario_pipeline.defs.run_metadata import events_url, report_metadata
 from scenario_pipeline.errors import SystemicError, UserError, classify
 from scenario_pipeline.events import Report
+from scenario_pipeline.invocation import CLOSING_SECONDS
 from scenario_pipeline.records import RunRequest, resolve_dispatch_mode
-from scenario_pipeline.scenarios import registry, select_scenarios
-from scenario_pipeline.settings import MAX_PAGE_SIZE, MAX_TIME_BUDGET_SECONDS, Settings
+from scenario_pipeline.settings import Settings
+from scenario_pipeline.storage import ledger
 from scenario_pipeline.structured_logger import utc_now
 
 JOB_NAME = "scenario_scheduler"
-ASSET_KEY = "mentor_scenario_evaluations"
-# Says who asked where Dagster's own tags cannot: a continuation and a pg_cron request are both sensor runs.
-TRIGGERED_BY_TAG = "scenario/triggered_by"
 FIRST_PARTITION = "2024-01-01"
-
-ScenarioType = Enum("ScenarioType", {name: name for name in registry()})  # type: ignore[misc]
-
-
-class DispatchModeChoice(Enum):
-    """What becomes of a match."""
-
-    auto = "auto"
-    live = "live"
-    dry_run = "dry_run"
-
-
-class EngineChoice(Enum):
-    """Which trigger engine evaluates."""
-
-    sql = "sql"
-    http = "http"
-
-
-class RunConfiguration(Config):
-    """What can be chosen for one run; everything left out is taken from the environment."""
-
-    evaluation_date: str | None = Field(
-        None,
-        pattern=r"^\d{4}-\d\d-\d\d$",
-        description="The date to evaluate, YYYY-MM-DD. Default: the partition, else today in the configured time zone.",
-    )
-    scenario_types: list[ScenarioType] = Field(default=[], description="Scenarios to evaluate. Default: all installed.")
-    organisation_ids: list[str] = Field(default=[], description="Ids of organisations to evaluate. Default: all.")
-    dispatch_mode: DispatchModeChoice = Field(
-        DispatchModeChoice.auto,
-        description="live writes notifications, dry_run rolls them back, auto is live up to three days back.",
-    )
-    engine: EngineChoice | None = Field(None, description="Trigger engine. Default: SCENARIO_ENGINE.")
-    time_budget_seconds: float | None = Field(
-        None,
-        gt=0,
-        le=MAX_TIME_BUDGET_SECONDS,
-        description="How long the run may evaluate, in seconds. Default: SCENARIO_TIME_BUDGET_SECONDS.",
-    )
-    page_size: int | None = Field(
-        None, ge=1, le=MAX_PAGE_SIZE, description="Mentors a page. Default: SCENARIO_PAGE_SIZE, else by their number."
-    )
-
-
-def request_from(context: OpExecutionContext, config: RunConfiguration, settings: Settings) -> RunRequest:
-    """Complete the run configuration from the partition and the settings.
-
-    Raises:
-        UserError: a date that does not exist, or a scenario that is not installed.
-    """
-    today = settings.today(utc_now())
-    if config.evaluation_date is not None:
-        try:
-            evaluation_date = date.fromisoformat(config.evaluation_date)
-        except ValueError:
-            raise UserError(f"There is no date {config.evaluation_date}.") from None
-    else:
-        evaluation_date = date.fromisoformat(context.partition_key) if context.has_partition_key else today
-    return RunRequest(
-        evaluation_date=evaluation_date,
-        scenario_types=select_scenarios(choice.value for choice in config.scenario_types),
-        organisation_ids=tuple(sorted(set(config.organisation_ids))),
-        dispatch_mode=resolve_dispatch_mode(config.dispatch_mode.value, evaluation_date, today),
-        engine=settings.engine if config.engine is None else config.engine.value,
-        time_budget_seconds=config.time_budget_seconds or settings.time_budget_seconds,
-        page_size=config.page_size or settings.page_size,
-        triggered_by=triggered_by(context.run),
-    )
-
-
-def triggered_by(run: DagsterRun) -> str:
-    """Tell from a run's parent and tags who asked for it; web UI, command line and API are all `manual`."""
-    if run.parent_run_id is not None:
-        return "retry"
-    match run.tags:
-        case {"scenario/triggered_by": asked}:
-            return asked
-        case {"dagster/backfill": _}:
-            return "backfill"
-        case {"dagster/schedule_name": _}:
-            return "dagster_schedule"
-        case {"dagster/sensor_name": _}:
-            return "sensor"
-        case _:
-            return "manual"
 
 
 @op(
+    config_schema=CONFIG_SCHEMA,
     out={"request": Out(Any), "pages": DynamicOut(Any)},
     description="Opens the invocation, reads the active mentors and cuts them into pages.",
 )
 def fetch_active_mentors(
     context: OpExecutionContext,
-    config: RunConfiguration,
     scheduler: SchedulerResource,
     structured_logger: StructuredLoggerResource,
 ) -> Iterator[Output[RunRequest] | DynamicOutput[Any]]:
     """Yield the completed request once, and each page under its own mapping key."""
     failure = None
     try:
-        request = request_from(context, config, Settings.from_environment())
+        request = request_from(context, Settings.from_environment())
         pages = scheduler.invocation(context, request, structured_logger).plan()
     except (SystemicError, UserError) as exc:
         failure = classify(exc)
@@ -185,44 +96,64 @@ def summarize_run(
     """Show the totals as metadata; a failed invocation fails the run, a partial one warns and is tagged."""
     request = replace(request, triggered_by=triggered_by(context.run))
     report = scheduler.invocation(context, request, structured_logger).finish(outcomes)
-    metadata = report_metadata(request, report)
-    context.instance.add_run_tags(context.run_id, _run_tags(request, report))
+    metadata = _metadata(context, scheduler.engine, request, report)
     if report.status == "failed" and report.failure is not None:
         raise Failure(report.failure.error_message, metadata=metadata, allow_retries=False)
     if report.status == "partial":
         context.log.warning(f"Partial: {report.remaining} mentors are left to the next run.")
     context.add_output_metadata(metadata)
-    # The asset's own run records its partition by itself; any other run of the date is shown there as well.
     partition = request.evaluation_date.isoformat()
-    if not context.has_assets_def and partitions.has_partition_key(partition):
-        context.log_event(AssetMaterialization(ASSET_KEY, partition=partition, metadata=metadata))
+    if not partitions.has_partition_key(partition):
+        return
+    if request.dispatch_mode == "live":
+        dispatched = {"total_dispatched": report.stats.total_dispatched}
+        context.log_event(AssetMaterialization(NOTIFICATIONS, partition=partition, metadata=dispatched))
+    # The asset's own run records its partition and its checks by itself; any other run of the date shows them as well.
+    if not context.has_assets_def:
+        context.log_event(AssetMaterialization(EVALUATIONS, partition=partition, metadata=metadata))
+        _evaluate_checks(context, scheduler.engine, request, metadata)
 
 
-def report_metadata(request: RunRequest, report: Report) -> dict[str, MetadataValue]:
-    """Return the totals as numbers that Dagster plots, and what was asked for."""
-    totals = report.totals()
-    numbers = {name: MetadataValue.int(value) for name, value in totals.items() if isinstance(value, int)}
-    settled = report.stats.total_settled
-    return {
-        **numbers,
-        "remaining_unprocessed_count": MetadataValue.int(report.remaining or 0),
-        "error_rate": MetadataValue.float(report.stats.total_errors / settled if settled else 0.0),
-        "suppressed_by_reason": MetadataValue.json(totals["suppressed_by_reason"]),
-        "dispatched_by_scenario": MetadataValue.json(totals["dispatched_by_scenario"]),
-        "status": MetadataValue.text(report.status),
-        "evaluation_date": MetadataValue.text(request.evaluation_date.isoformat()),
-        "dispatch_mode": MetadataValue.text(request.dispatch_mode),
-        "triggered_by": MetadataValue.text(request.triggered_by),
-    }
+def _metadata(
+    context: OpExecutionContext, engine: Engine, request: RunRequest, report: Report
+) -> dict[str, MetadataValue[Any]]:
+    names: dict[str, str] = {}
+    # A failed run is often one whose database is gone: then its ids have to do.
+    if report.status != "failed":
+        try:
+            with engine.begin() as connection:
+                ledger.limit_statement_time(connection, CLOSING_SECONDS)
+                names = ledger.organisation_names(connection, report.stats.evaluated_by_organisation)
+        except Exception as exc:  # noqa: BLE001 - the invocation is closed: a table without names must not fail its run
+            context.log.warning(f"The names of organisations could not be read: {classify(exc).error_message}.")
+    today = Settings.from_environment().today(utc_now())
+    usual = resolve_dispatch_mode("auto", request.evaluation_date, today)
+    return report_metadata(
+        request,
+        report,
+        organisation_names=names,
+        events_url=events_url(context.instance, context.run_id),
+        live_on_request=request.dispatch_mode == "live" != usual,
+    )
 
 
-def _run_tags(request: RunRequest, report: Report) -> dict[str, str]:
-    tags = {
-        "evaluation_date": request.evaluation_date.isoformat(),
-        "triggered_by": request.triggered_by,
-        "outcome": report.status,
-    }
-    return tags | ({"partial": report.reason} if report.reason else {})
+def _evaluate_checks(
+    context: OpExecutionContext, engine: Engine, request: RunRequest, metadata: dict[str, MetadataValue[Any]]
+) -> None:
+    plain = {name: value.value for name, value in metadata.items()}
+    try:
+        evaluations = evaluate_checks(
+            context.instance,
+            engine,
+            request.evaluation_date,
+            Settings.from_environment().max_error_rate,
+            unrecorded={context.run_id: plain},
+        )
+    except Exception as exc:  # noqa: BLE001 - the invocation is closed: a check that cannot be made must not fail its run
+        context.log.warning(f"The asset checks could not be made: {classify(exc).error_message}.")
+        return
+    for evaluation in evaluations:
+        context.log_event(evaluation)  # type: ignore[arg-type]  # taken, and missing in its annotation
 
 
 @graph(description="Evaluates every active mentor page by page and dispatches one notification per crossing.")
@@ -244,12 +175,18 @@ scenario_scheduler = scheduler_graph.to_job(
     name=JOB_NAME,
     partitions_def=partitions,
     executor_def=in_process_executor,
+    owners=OWNERS,
     description="One run evaluates one date; without a partition it evaluates today.",
 )
 
 mentor_scenario_evaluations = AssetsDefinition.from_graph(
     scheduler_graph,
-    keys_by_output_name={"result": AssetKey(ASSET_KEY)},
+    keys_by_output_name={"result": EVALUATIONS},
+    # Not arguments of the graph: the statement of a page reads them where they are.
+    internal_asset_deps={"result": {spec.key for spec in source_tables}},
     partitions_def=partitions,
-    group_name="scenario_pipeline",
+    group_name=GROUP,
+    descriptions_by_output_name={"result": "What became of every active mentor on each date, by whichever run."},
+    tags_by_output_name={"result": {"dagster/kind/python": "", "dagster/kind/postgres": ""}},
+    owners_by_output_name={"result": OWNERS},
 )

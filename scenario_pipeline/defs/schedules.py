@@ -22,6 +22,7 @@ from dagster import (
 )
 from dagster._utils.schedules import is_valid_cron_string
 
+from scenario_pipeline.defs.lineage import OWNERS
 from scenario_pipeline.defs.scheduler import JOB_NAME, scenario_scheduler
 from scenario_pipeline.errors import UserError
 from scenario_pipeline.scenarios import registry
@@ -57,7 +58,7 @@ def running_invocation(
     """
     wanted = set(scenario_types) or set(registry())
     for record in instance.get_run_records(RunsFilter(statuses=_UNFINISHED)):
-        config = _configuration(record.dagster_run)
+        config = run_configuration_of(record.dagster_run)
         if config is None or (set(config.get("scenario_types") or registry()) != wanted):
             continue
         if record.dagster_run.status in _WAITING or not time_is_up(record, now, settings):
@@ -67,7 +68,7 @@ def running_invocation(
 
 def time_is_up(record: RunRecord, now: datetime, settings: Settings) -> bool:
     """Whether a run of the scheduler began so long ago that its process cannot be alive; False for other runs."""
-    config = _configuration(record.dagster_run)
+    config = run_configuration_of(record.dagster_run)
     if config is None:
         return False
     budget = float(config.get("time_budget_seconds") or settings.time_budget_seconds)
@@ -75,7 +76,7 @@ def time_is_up(record: RunRecord, now: datetime, settings: Settings) -> bool:
     return now.timestamp() >= began + budget + GRACE_SECONDS
 
 
-def _configuration(run: DagsterRun) -> dict[str, Any] | None:
+def run_configuration_of(run: DagsterRun) -> dict[str, Any] | None:
     """Return the configuration of `fetch_active_mentors` in a run of the job or of the asset, or None for others."""
     ops: Any = run.run_config.get("ops", {})
     if run.job_name != JOB_NAME:
@@ -98,6 +99,7 @@ def _scheduled(
         execution_timezone=settings.timezone.key,
         default_status=DefaultScheduleStatus.RUNNING if on else DefaultScheduleStatus.STOPPED,
         description=description,
+        owners=OWNERS,
     )
     def tick(context: ScheduleEvaluationContext) -> RunRequest | SkipReason:
         moment = context.scheduled_execution_time

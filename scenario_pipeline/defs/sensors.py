@@ -1,35 +1,60 @@
-"""Sensors: what is done about runs whose process is gone (contract sections 5 and 8).
+"""Sensors: runs whose process is gone, partial runs, and runs asked for in SQL (contract sections 5 and 8).
 
-Belongs here: noticing such runs, and handing their invocations to be closed. Does not belong here: how one is closed.
+Belongs here: noticing, and handing over. Does not belong here: how an invocation is closed or a run evaluated.
 """
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
 
 from dagster import (
-    DagsterEventType,
     DagsterInstance,
     DagsterRun,
     DagsterRunStatus,
     DefaultSensorStatus,
     RunFailureSensorContext,
+    RunRequest,
     RunsFilter,
+    RunStatusSensorContext,
     SensorEvaluationContext,
+    SensorResult,
     SkipReason,
     run_failure_sensor,
+    run_status_sensor,
     sensor,
 )
+from sqlalchemy import Engine
 
-from scenario_pipeline.defs.schedules import time_is_up
+from scenario_pipeline.defs.instance import captured_lines, sink_of_dead_run
+from scenario_pipeline.defs.lineage import OWNERS
+from scenario_pipeline.defs.run_configuration import TRIGGERED_BY_TAG
+from scenario_pipeline.defs.scheduler import partitions, scenario_scheduler
+from scenario_pipeline.defs.schedules import GRACE_SECONDS, run_configuration_of, time_is_up
+from scenario_pipeline.errors import UserError
 from scenario_pipeline.invocation import close_dead_invocation
+from scenario_pipeline.scenarios import select_scenarios
 from scenario_pipeline.settings import Settings
-from scenario_pipeline.storage import database
+from scenario_pipeline.storage import database, ledger, run_requests
+from scenario_pipeline.storage.run_requests import SchedulerRunRequest
 from scenario_pipeline.structured_logger import StructuredLogger, utc_now
 
 # A dead run is to be noticed, and closed, within a minute.
 INTERVAL_SECONDS = 15
+REQUEST_TAG = "scenario/request_id"
+LEFT_TAG = "scenario/left_to_continue"
+# Launching a run takes a second; a tick that launches more is cut off by Dagster's time limit.
+MAX_REQUESTS_A_TICK = 20
+
+
+@contextmanager
+def _database() -> Iterator[Engine]:
+    engine = database.connect(database.locate(Settings.from_environment()).scenario)
+    try:
+        yield engine
+    finally:
+        engine.dispose()
 
 
 @run_failure_sensor(
@@ -45,15 +70,24 @@ def close_dead_invocations(context: RunFailureSensorContext) -> None:
 
 @sensor(
     name="fail_lost_runs",
+    owners=OWNERS,
     default_status=DefaultSensorStatus.RUNNING,
     minimum_interval_seconds=INTERVAL_SECONDS,
-    description="Marks a run as failed whose process must be dead: it is long past its time budget and not over.",
+    description="Marks a run as failed whose process must be dead: it is long past its time budget and not over. "
+    "Also closes the invocation of a run that was marked as canceled while its process was dead.",
 )
 def fail_lost_runs(context: SensorEvaluationContext) -> SkipReason:
     """Notice what nothing else notices: a crash of the whole host, or a killed command line."""
-    lost = lost_runs(context.instance, utc_now())
+    now = utc_now()
+    lost = lost_runs(context.instance, now)
     for run in lost:
         context.instance.report_run_failed(run, "The process of this run is gone: its time budget ended long ago.")
+    with _database() as engine, engine.connect() as connection:
+        overdue = ledger.overdue_invocations(connection, now, GRACE_SECONDS)
+    for run_id in overdue:
+        overdue_run = context.instance.get_run_by_id(run_id)
+        if overdue_run is not None and overdue_run.is_finished:
+            close_invocation_of(context.instance, overdue_run)
     return SkipReason(f"{len(lost)} lost runs." if lost else "No run is lost.")
 
 
@@ -66,32 +100,117 @@ def lost_runs(instance: DagsterInstance, now: datetime) -> list[DagsterRun]:
 
 def close_invocation_of(instance: DagsterInstance, run: DagsterRun) -> bool:
     """Close the invocation of a run that is over, if nothing has; return whether this call did."""
-    engine = database.connect(database.locate(Settings.from_environment()).scenario)
-    logger = StructuredLogger().bind(
-        invocation_id=run.run_id,
-        dagster_run_id=run.run_id,
-        dagster_job_name=run.job_name,
-        dagster_step_key=None,
-        dagster_partition_key=run.tags.get("dagster/partition"),
-    )
-    try:
-        return close_dead_invocation(engine, run.run_id, logger, logged=entries_of(instance, run.run_id))
-    finally:
-        engine.dispose()
+    with _database() as engine, sink_of_dead_run(instance, run.run_id) as sink:
+        logger = StructuredLogger(sink).bind(
+            invocation_id=run.run_id,
+            dagster_run_id=run.run_id,
+            dagster_job_name=run.job_name,
+            dagster_step_key=None,
+            dagster_partition_key=run.tags.get("dagster/partition"),
+        )
+        closed = close_dead_invocation(engine, run.run_id, logger, logged=entries_of(instance, run.run_id))
+    if closed:
+        instance.add_run_tags(run.run_id, {"outcome": "failed"})
+    return closed
 
 
-def entries_of(instance: DagsterInstance, run_id: str) -> Iterator[dict[str, Any]]:
-    """Yield the entries that a run's own processes wrote, from Dagster's capture of their stdout."""
-    for record in instance.all_logs(run_id, of_type=DagsterEventType.LOGS_CAPTURED):
-        if record.dagster_event is None:
-            continue
-        file_key = record.dagster_event.logs_captured_data.file_key
-        log_key = instance.compute_log_manager.build_log_key_for_run(run_id, file_key)
-        stdout = instance.compute_log_manager.get_log_data(log_key).stdout or b""
-        for line in stdout.split(b"\n"):
-            try:
-                entry = json.loads(line)
-            except ValueError:  # a line torn by the kill
+def entries_of(instance: DagsterInstance, run_id: str) -> list[dict[str, Any]]:
+    """Return the entries that a run's own processes wrote, from Dagster's capture of their stdout."""
+    return [json.loads(line) for line in captured_lines(instance, run_id)]
+
+
+@run_status_sensor(
+    name="continue_partial_runs",
+    run_status=DagsterRunStatus.SUCCESS,
+    request_job=scenario_scheduler,
+    default_status=DefaultSensorStatus.STOPPED,
+    minimum_interval_seconds=INTERVAL_SECONDS,
+    description="Launches another run for the mentors whom a run left over when its time budget was spent, for the "
+    "same date, until everybody was evaluated or a run gets nowhere.",
+)
+def continue_partial_runs(context: RunStatusSensorContext) -> RunRequest | SkipReason:
+    """Ask for the next run of a chain; a run that was terminated is not continued."""
+    run = context.dagster_run
+    config = run_configuration_of(run)
+    if config is None:
+        return SkipReason("Not a run of the scheduler.")
+    with _database() as engine, engine.connect() as connection:
+        entry = ledger.closed_invocation(connection, run.run_id)
+    if entry is None or entry.status != "partial":
+        return SkipReason("The run is not partial.")
+    # The next run starts with the mentors left over and then goes round, so that it may be partial for ever.
+    settled = entry.pages.total_settled
+    left = int(run.tags[LEFT_TAG]) - settled if LEFT_TAG in run.tags else entry.remaining or 0
+    if left <= 0 or settled == 0:
+        return SkipReason("Everybody was evaluated." if left <= 0 else "The run got nowhere: no mentor was evaluated.")
+    tags = {TRIGGERED_BY_TAG: "continuation", LEFT_TAG: str(left)}
+    # What the run was: "auto" could mean something else by now.
+    config = config | {"dispatch_mode": entry.dispatch_mode}
+    return _request(f"continuation-of-{run.run_id}", config, entry.evaluation_date.isoformat(), tags)
+
+
+@sensor(
+    name="pg_cron_requests",
+    owners=OWNERS,
+    job=scenario_scheduler,
+    default_status=DefaultSensorStatus.STOPPED,
+    minimum_interval_seconds=INTERVAL_SECONDS,
+    description="Launches exactly one run for each SELECT scenario.request_scheduler_run(...), so that an existing "
+    "pg_cron entry stays the clock.",
+)
+def pg_cron_requests(context: SensorEvaluationContext) -> SensorResult | SkipReason:
+    """Launch what was asked for since, and note in the table which run was launched for it.
+
+    A request stays open until its run is found among Dagster's runs: whatever is killed in between, Dagster's run
+    key keeps a second run from being launched for it.
+    """
+    settings = Settings.from_environment()
+    launched: list[RunRequest] = []
+    with _database() as engine:
+        with engine.connect() as connection:
+            database.check_schema(connection)
+            waiting = run_requests.open_requests(connection, MAX_REQUESTS_A_TICK)
+        for request in waiting:
+            run_ids = context.instance.get_run_ids(RunsFilter(tags={REQUEST_TAG: request.id}), limit=1)
+            refusal = None if run_ids else _refusal(request)
+            if not run_ids and refusal is None:
+                launched.append(_requested(request, settings))
                 continue
-            if isinstance(entry, dict) and entry.get("invocation_id") == run_id:
-                yield entry
+            with engine.begin() as connection:
+                run_requests.settle(connection, request.id, invocation_id=next(iter(run_ids), None), refusal=refusal)
+    return SensorResult(run_requests=launched) if launched else SkipReason("No run was asked for.")
+
+
+def _refusal(request: SchedulerRunRequest) -> str | None:
+    """Say why no run can be launched: the function checked the request, but a scenario may be gone since."""
+    try:
+        select_scenarios(request.scenario_types)
+    except UserError as exc:
+        return str(exc)
+    return None
+
+
+def _requested(request: SchedulerRunRequest, settings: Settings) -> RunRequest:
+    config = {
+        "scenario_types": list(request.scenario_types),
+        "organisation_ids": list(request.organisation_ids),
+        "dispatch_mode": request.dispatch_mode,
+    }
+    # The clock's date and not the sensor's: a request may wait over midnight.
+    evaluation_date = request.evaluation_date or settings.today(request.requested_at)
+    tags = {TRIGGERED_BY_TAG: "pg_cron", REQUEST_TAG: request.id}
+    return _request(f"request-{request.id}", config, evaluation_date.isoformat(), tags)
+
+
+def _request(run_key: str, config: dict[str, Any], evaluation_date: str, tags: dict[str, str]) -> RunRequest:
+    """Ask for a run of the job for a date, as its partition where there is one."""
+    has_partition = partitions.has_partition_key(evaluation_date)
+    config = {key: value for key, value in config.items() if key != "evaluation_date"}
+    if not has_partition:
+        config["evaluation_date"] = evaluation_date
+    return RunRequest(
+        run_key=run_key,
+        run_config={"ops": {"fetch_active_mentors": {"config": config}}},
+        partition_key=evaluation_date if has_partition else None,
+        tags=tags,
+    )

@@ -6,7 +6,9 @@ belong here: deciding what is due (`engines.sql`) or when a run is over (`invoca
 
 from __future__ import annotations
 
-from datetime import datetime
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from datetime import date, datetime
 from typing import Any
 
 from sqlalchemy import (
@@ -36,6 +38,7 @@ from scenario_pipeline.storage.tables import (
     organisations,
     peer_mentors,
     scenario_evaluation_config,
+    scenario_notifications,
     scheduler_run_pages,
     scheduler_runs,
 )
@@ -249,6 +252,88 @@ def read_request(connection: Connection, invocation_id: str) -> tuple[RunRequest
         triggered_by=row.triggered_by,
     )
     return request, row.total_active_mentors, row.started_at
+
+
+@dataclass(frozen=True)
+class ClosedInvocation:
+    """An invocation as the ledger has it, in the three places that must agree.
+
+    Attributes:
+        invocation_id: the Dagster run id.
+        evaluation_date: the date it evaluated.
+        dispatch_mode: `live` or `dry_run`.
+        status: `completed`, `partial` or `failed`.
+        remaining: mentors left unprocessed, or None where that is unknown.
+        totals: its row in `scheduler_runs`, under the names of `scheduler_run_completed`.
+        pages: the sum of its rows in `scheduler_run_pages`.
+        notifications: the number of its rows in `scenario_notifications`.
+    """
+
+    invocation_id: str
+    evaluation_date: date
+    dispatch_mode: str
+    status: str
+    remaining: int | None
+    totals: Mapping[str, Any]
+    pages: BatchStats
+    notifications: int
+
+
+def closed_invocation(connection: Connection, invocation_id: str) -> ClosedInvocation | None:
+    """Return an invocation that is over, or None if it is not or was never opened."""
+    found = _closed(connection, scheduler_runs.c.invocation_id == invocation_id)
+    return found[0] if found else None
+
+
+def closed_invocations(connection: Connection, evaluation_date: date) -> list[ClosedInvocation]:
+    """Return the invocations of a date that are over, the oldest first."""
+    return _closed(connection, scheduler_runs.c.evaluation_date == evaluation_date)
+
+
+def _closed(connection: Connection, condition: ColumnElement[bool]) -> list[ClosedInvocation]:
+    runs, sent = scheduler_runs, scenario_notifications
+    of_run = select(func.count()).where(sent.c.invocation_id == runs.c.invocation_id).scalar_subquery()
+    rows = connection.execute(
+        select(runs, of_run.label("notifications"))
+        .where(condition, runs.c.status != "running")
+        .order_by(runs.c.started_at, runs.c.invocation_id)
+    ).all()
+    names = Report("completed", 0, BatchStats(), 0).totals()
+    return [
+        ClosedInvocation(
+            row.invocation_id,
+            row.evaluation_date,
+            row.dispatch_mode,
+            row.status,
+            row.remaining_unprocessed_count,
+            {name: getattr(row, name) for name in names},
+            BatchStats.sum(page.stats for page in read_pages(connection, row.invocation_id).values()),
+            row.notifications,
+        )
+        for row in rows
+    ]
+
+
+def latest_evaluation_date(connection: Connection) -> date | None:
+    """Return the date of the invocation that was closed last, or None if there is none."""
+    runs = scheduler_runs
+    statement = select(runs.c.evaluation_date).where(runs.c.status != "running").order_by(runs.c.finished_at.desc())
+    return connection.execute(statement.limit(1)).scalar_one_or_none()
+
+
+def overdue_invocations(connection: Connection, now: datetime, grace_seconds: float) -> list[str]:
+    """Return the invocations that are open although their time budget and the grace were over before `now`."""
+    runs = scheduler_runs
+    over = runs.c.started_at + (runs.c.time_budget_ms + grace_seconds * 1000) * text("interval '1 millisecond'")
+    statement = select(runs.c.invocation_id).where(runs.c.status == "running", over < now)
+    return list(connection.execute(statement.order_by(runs.c.started_at)).scalars())
+
+
+def organisation_names(connection: Connection, organisation_ids: Collection[str]) -> dict[str, str]:
+    """Return the names of organisations by id."""
+    table = organisations
+    rows = connection.execute(select(table.c.id, table.c.name).where(table.c.id.in_(organisation_ids)))
+    return {row.id: row.name for row in rows}
 
 
 def _stats_of(row: Any) -> BatchStats:

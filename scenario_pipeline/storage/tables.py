@@ -1,4 +1,4 @@
-"""The tables of contract sections 2 and 4 as SQLAlchemy Core objects.
+"""The tables of contract sections 2, 4 and 8 as SQLAlchemy Core objects.
 
 Belongs here: names, columns and types, for statements to be built from. The migrations create them, with every
 constraint; a test compares the two. Does not belong here: statements.
@@ -126,4 +126,18 @@ scheduler_run_pages = Table(
     Column("evaluated_by_organisation", JSONB, nullable=False),
     Column("outcomes", JSONB, nullable=False),
     Column("errors", JSONB, nullable=False),
+)
+
+scheduler_run_requests = Table(
+    "scheduler_run_requests",
+    metadata,
+    Column("id", _UUID, primary_key=True),
+    Column("requested_at", _MOMENT, nullable=False),
+    Column("requested_by", Text, nullable=False),
+    Column("evaluation_date", Date),
+    Column("scenario_types", ARRAY(Text), nullable=False),
+    Column("organisation_ids", ARRAY(_UUID), nullable=False),
+    Column("dispatch_mode", Text, nullable=False),
+    Column("invocation_id", _UUID),
+    Column("refusal", Text),
 )

@@ -1,0 +1,51 @@
+"""Whether log, ledger, notifications and Dagster's metadata tell the same of an invocation (contract section 5).
+
+Belongs here: comparing what was read. Does not belong here: reading it, or deciding what a difference means.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from scenario_pipeline import events
+from scenario_pipeline.storage.ledger import ClosedInvocation
+
+
+def disagreements(
+    invocation: ClosedInvocation, lines: Sequence[bytes], metadata: Mapping[str, Any] | None
+) -> Iterator[str]:
+    """Compare the places in which an invocation is told.
+
+    Args:
+        invocation: what the ledger and the notifications say.
+        lines: the entries of this invocation in the event log; none if the log is not to be had.
+        metadata: values of Dagster's metadata by name, or None if there is none.
+
+    Yields:
+        One sentence a disagreement, with the numbers of both sides.
+    """
+    totals = invocation.totals
+    expected = 0 if invocation.dispatch_mode == "dry_run" else totals["total_dispatched"]
+    if invocation.notifications != expected:
+        yield f"{invocation.notifications} notifications, expected {expected}"
+    covered = totals["total_evaluated"] + totals["total_errors"] + (invocation.remaining or 0)
+    if invocation.remaining is not None and covered != totals["total_active_mentors"]:
+        yield f"evaluated, errors and remaining are {covered}, active are {totals['total_active_mentors']}"
+    pages = {**invocation.pages.totals(), "pages_processed": invocation.pages.pages_processed}
+    yield from _differences("the ledger", totals, "its pages", pages)
+    if metadata is not None:
+        yield from _differences("the ledger", totals, "the metadata", metadata)
+    if lines:
+        yield from (f"log, {sentence}" for sentence in events.violations(lines))
+        ours = {**totals, "completed": invocation.status == "completed"}
+        for entry in map(json.loads, lines):
+            if entry["event"] == events.RunCompleted.name:
+                yield from _differences("the ledger", ours, "the log", entry)
+
+
+def _differences(left: str, ours: Mapping[str, Any], right: str, theirs: Mapping[str, Any]) -> Iterator[str]:
+    for name in ours.keys() & theirs.keys():
+        if ours[name] != theirs[name]:
+            yield f"{name} is {ours[name]} in {left} and {theirs[name]} in {right}"

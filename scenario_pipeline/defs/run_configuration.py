@@ -1,0 +1,174 @@
+"""The run configuration: the form in the Launchpad, its checks, and the request that it makes (contract sections 7, 8).
+
+Belongs here: what can be chosen for one run, and how the rest is completed. Does not belong here: settings of the
+installation (`settings`).
+"""
+
+import uuid
+from collections.abc import Mapping
+from datetime import date
+from enum import Enum
+from typing import Any
+
+from dagster import Config, DagsterRun, OpExecutionContext, Shape
+
+# Public in effect: what a config type raises to refuse a value that has the right type.
+from dagster._config.errors import PostProcessingError
+from pydantic import Field, ValidationError, field_validator
+
+from scenario_pipeline.errors import UserError
+from scenario_pipeline.events import TRIGGERED_BY
+from scenario_pipeline.records import RunRequest, resolve_dispatch_mode
+from scenario_pipeline.scenarios import registry, select_scenarios
+from scenario_pipeline.settings import MAX_PAGE_SIZE, MAX_TIME_BUDGET_SECONDS, Settings
+from scenario_pipeline.structured_logger import utc_now
+
+# Says who asked where Dagster's own tags cannot: a continuation and a pg_cron request are both sensor runs.
+TRIGGERED_BY_TAG = "scenario/triggered_by"
+
+ScenarioType = Enum("ScenarioType", {name: name for name in registry()})  # type: ignore[misc]
+
+
+class DispatchModeChoice(Enum):
+    """What becomes of a match."""
+
+    auto = "auto"
+    live = "live"
+    dry_run = "dry_run"
+
+
+class EngineChoice(Enum):
+    """Which trigger engine evaluates."""
+
+    sql = "sql"
+    http = "http"
+
+
+class RunConfiguration(Config):
+    """What can be chosen for one run; everything left out is taken from the environment."""
+
+    evaluation_date: str | None = Field(
+        None,
+        description="The date to evaluate, YYYY-MM-DD. Default: the partition, else today in the configured time zone.",
+    )
+    scenario_types: list[ScenarioType] = Field(default=[], description="Scenarios to evaluate. Default: all installed.")
+    organisation_ids: list[str] = Field(
+        default=[], description="Ids (UUID) of organisations to evaluate. Default: all."
+    )
+    dispatch_mode: DispatchModeChoice = Field(
+        DispatchModeChoice.auto,
+        description="live writes notifications, dry_run rolls them back, auto is live up to three days back.",
+    )
+    engine: EngineChoice | None = Field(None, description="Trigger engine. Default: SCENARIO_ENGINE.")
+    time_budget_seconds: float | None = Field(
+        None,
+        gt=0,
+        le=MAX_TIME_BUDGET_SECONDS,
+        description=f"How long the run may evaluate, in seconds: above 0, at most {MAX_TIME_BUDGET_SECONDS:.0f}. "
+        "Default: SCENARIO_TIME_BUDGET_SECONDS.",
+    )
+    page_size: int | None = Field(
+        None,
+        ge=1,
+        le=MAX_PAGE_SIZE,
+        description=f"Mentors a page, 1 to {MAX_PAGE_SIZE}. Default: SCENARIO_PAGE_SIZE, else by their number.",
+    )
+
+    @field_validator("evaluation_date")
+    @classmethod
+    def _is_a_date(cls, text: str | None) -> str | None:
+        try:
+            if text is None or (len(text) == 10 and date.fromisoformat(text)):
+                return text
+        except ValueError:
+            pass
+        raise ValueError("must be a date that exists, written YYYY-MM-DD")
+
+    @field_validator("organisation_ids")
+    @classmethod
+    def _are_uuids(cls, texts: list[str]) -> list[str]:
+        try:
+            return [str(uuid.UUID(text)) for text in texts]
+        except ValueError:
+            raise ValueError("must be ids of organisations, which are UUIDs") from None
+
+    @classmethod
+    def checked(cls, values: Mapping[str, Any]) -> "RunConfiguration":
+        """Return the configuration that `values` describe.
+
+        Raises:
+            UserError: with a sentence for each field that cannot work.
+        """
+        try:
+            return cls(**values)
+        except ValidationError as exc:
+            wrong = [
+                f"{'.'.join(map(str, error['loc']))}: {error['msg'].removeprefix('Value error, ')}"
+                for error in exc.errors(include_input=False, include_url=False)
+            ]
+        raise UserError(f"{'; '.join(wrong)}.")
+
+
+class _CheckedShape(Shape):
+    """The fields of `RunConfiguration` for Dagster, which by itself checks types and no bounds.
+
+    So a value out of bounds is refused when the run is launched, and not by the run's first step.
+    """
+
+    def __new__(cls, *_: Any, **__: Any) -> "_CheckedShape":
+        # Not from Dagster's cache of shapes, which could return a plain one with equal fields.
+        shape = object.__new__(cls)
+        shape._initialized = False
+        return shape
+
+    def post_process(self, value: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Refuse with a sentence what cannot work; called once types are right and defaults are filled in."""
+        try:
+            RunConfiguration.checked(value)
+        except UserError as exc:
+            sentence = str(exc)
+        else:
+            return value
+        raise PostProcessingError(sentence)
+
+
+CONFIG_SCHEMA = _CheckedShape(RunConfiguration.to_fields_dict())
+
+
+def request_from(context: OpExecutionContext, settings: Settings) -> RunRequest:
+    """Complete the run configuration of a step from the partition and the settings.
+
+    Raises:
+        UserError: a value that cannot work.
+    """
+    config = RunConfiguration.checked(context.op_config)
+    today = settings.today(utc_now())
+    named = config.evaluation_date or (context.partition_key if context.has_partition_key else None)
+    evaluation_date = today if named is None else date.fromisoformat(named)
+    return RunRequest(
+        evaluation_date=evaluation_date,
+        scenario_types=select_scenarios(choice.value for choice in config.scenario_types),
+        organisation_ids=tuple(sorted(set(config.organisation_ids))),
+        dispatch_mode=resolve_dispatch_mode(config.dispatch_mode.value, evaluation_date, today),
+        engine=settings.engine if config.engine is None else config.engine.value,
+        time_budget_seconds=config.time_budget_seconds or settings.time_budget_seconds,
+        page_size=config.page_size or settings.page_size,
+        triggered_by=triggered_by(context.run),
+    )
+
+
+def triggered_by(run: DagsterRun) -> str:
+    """Tell from a run's parent and tags who asked for it; web UI, command line and API are all `manual`."""
+    if run.parent_run_id is not None:
+        return "retry"
+    match run.tags:
+        case {"scenario/triggered_by": asked} if asked in TRIGGERED_BY:
+            return asked
+        case {"dagster/backfill": _}:
+            return "backfill"
+        case {"dagster/schedule_name": _}:
+            return "dagster_schedule"
+        case {"dagster/sensor_name": _}:
+            return "sensor"
+        case _:
+            return "manual"

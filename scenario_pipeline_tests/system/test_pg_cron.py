@@ -1,0 +1,104 @@
+"""The real pg_cron extension as the clock, on a Postgres from Debian's packages."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+from dagster import DagsterInstance, build_sensor_context
+from sqlalchemy import Engine
+
+from scenario_pipeline.cli import upgrade
+from scenario_pipeline.definitions import defs
+from scenario_pipeline.defs.scheduler import JOB_NAME
+from scenario_pipeline.storage import database
+from scenario_pipeline_tests import world
+from scenario_pipeline_tests.system.conftest import wait_until
+
+pytestmark = pytest.mark.system
+
+
+@pytest.fixture
+def debian_url(tmp_path: Path) -> Iterator[str]:
+    """A server with pg_cron loaded, in a folder of its own; as root it runs as the user of Debian's package."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/lib/pg_cron.so"))
+    assert found, "pg_cron is missing: this test needs Debian's postgresql-15-cron"
+    binaries = found[-1].parent.parent / "bin"
+    folder = tmp_path / "server"
+    folder.mkdir()
+    prefix: list[str] = []
+    if os.geteuid() == 0:
+        shutil.chown(folder, "postgres")
+        for parent in folder.parents:
+            if parent.owner() == "root" and parent != Path("/") and parent.stat().st_mode & 0o001 == 0:
+                parent.chmod(0o711)
+        prefix = ["runuser", "-u", "postgres", "--"]
+    options = (
+        f"-c unix_socket_directories={folder} -c listen_addresses='' -c shared_preload_libraries=pg_cron "
+        "-c cron.database_name=scenario -c cron.use_background_workers=on"
+    )
+
+    def server(program: str, *arguments: str) -> None:
+        # Inherited pipes would stay open for as long as the server runs.
+        subprocess.run(
+            [*prefix, str(binaries / program), "-D", str(folder / "data"), *arguments],
+            check=True,
+            cwd="/",
+            stdout=subprocess.DEVNULL,
+        )
+
+    server("initdb", "-A", "trust", "-U", "postgres")
+    server("pg_ctl", "-w", "-l", str(folder / "log"), "-o", options, "start")
+    try:
+        with psycopg.connect(host=str(folder), user="postgres", autocommit=True) as connection:
+            connection.execute("CREATE DATABASE scenario")
+        yield f"postgresql://postgres@/scenario?host={folder}"
+    finally:
+        server("pg_ctl", "-w", "-m", "immediate", "stop")
+
+
+@pytest.fixture
+def engine(debian_url: str) -> Iterator[Engine]:
+    engine = database.connect(debian_url)
+    upgrade(engine)
+    yield engine
+    engine.dispose()
+
+
+def test_an_entry_of_pg_cron_becomes_a_run(
+    engine: Engine, debian_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever has a pg_cron entry keeps it, and changes what it calls."""
+    with engine.begin() as connection:
+        world.insert_organisation(connection)
+        world.insert_mentor(connection)
+    with psycopg.connect(debian_url, autocommit=True) as connection:
+        connection.execute("CREATE EXTENSION pg_cron")
+        connection.execute("SELECT cron.schedule('scheduler', '* * * * *', 'SELECT scenario.request_scheduler_run()')")
+        # The clock strikes on the full minute.
+        requested = "SELECT id::text FROM scenario.scheduler_run_requests ORDER BY requested_at"
+        wait_until(lambda: connection.execute(requested).fetchone(), "pg_cron calls the function", 90)
+        connection.execute("SELECT cron.unschedule('scheduler')")
+        failed = "SELECT return_message FROM cron.job_run_details WHERE status = 'failed'"
+        assert connection.execute(failed).fetchall() == []
+        requests = connection.execute(requested).fetchall()
+    monkeypatch.setenv("SCENARIO_DATABASE_URL", debian_url)
+    monkeypatch.setenv("SCENARIO_HOME", str(tmp_path / "home"))
+    with DagsterInstance.local_temp(str(tmp_path), overrides={"telemetry": {"enabled": False}}) as instance:
+        context = build_sensor_context(instance=instance, repository_def=defs.get_repository_def())
+        launched = defs.resolve_sensor_def("pg_cron_requests").evaluate_tick(context).run_requests or []
+        assert [request.tags["scenario/request_id"] for request in launched] == [row[0] for row in requests]
+        job = defs.resolve_job_def(JOB_NAME)
+        for request in launched:
+            result = job.execute_in_process(
+                instance=instance, run_config=request.run_config, partition_key=request.partition_key, tags=request.tags
+            )
+            assert result.success
+    with psycopg.connect(debian_url) as connection:
+        rows = connection.execute("SELECT triggered_by, status, total_active_mentors FROM scenario.scheduler_runs")
+        assert rows.fetchall() == [("pg_cron", "completed", 1)] * len(requests)
