@@ -17,9 +17,9 @@ from datetime import UTC, datetime
 
 from sqlalchemy import text
 
-from scenario_pipeline.cli import upgrade
 from scenario_pipeline.demo import load_demo
 from scenario_pipeline.engines.sql import decision_statement
+from scenario_pipeline.installation import upgrade
 from scenario_pipeline.scenarios import registry
 from scenario_pipeline.settings import Settings
 from scenario_pipeline.storage import database

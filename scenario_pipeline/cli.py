@@ -26,8 +26,9 @@ from scenario_pipeline import demo as demo_data
 from scenario_pipeline import events as event_log
 from scenario_pipeline import importer
 from scenario_pipeline.errors import SystemicError, UserError, classify
+from scenario_pipeline.installation import upgrade
 from scenario_pipeline.records import DISPATCH_MODES
-from scenario_pipeline.scenarios import insert_default_configuration, registry, select_scenarios
+from scenario_pipeline.scenarios import select_scenarios
 from scenario_pipeline.settings import ENGINES, Settings, check_page_size, check_time_budget
 from scenario_pipeline.storage import database
 from scenario_pipeline.structured_logger import STDOUT_SINK, utc_now
@@ -102,13 +103,6 @@ def opened(settings: Settings, *, upgrade_embedded: bool = True) -> Iterator[Eng
         yield engine
     finally:
         engine.dispose()
-
-
-def upgrade(engine: Engine) -> None:
-    """Bring the schema to this code's version, and give each installed scenario its default configuration."""
-    database.upgrade(engine)
-    with engine.begin() as connection:
-        insert_default_configuration(connection, registry().values())
 
 
 def checked_schema(engine: Engine) -> None:

@@ -29,7 +29,7 @@ LAYERS = [
     {"scenarios", "scenarios.inactivity", "scenarios.milestone", "scenarios.certification_expiry"},
     {"storage.ledger", "storage.run_requests"},
     {"engines", "engines.sql"},
-    {"invocation", "importer", "demo", "audit"},
+    {"invocation", "importer", "demo", "audit", "installation"},
     {"defs", "defs.instance", "defs.lineage", "defs.run_configuration", "defs.run_metadata"},
     {"defs.resources", "defs.checks"},
     {"defs.scheduler"},

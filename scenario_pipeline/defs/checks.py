@@ -21,6 +21,7 @@ from scenario_pipeline.audit import disagreements
 from scenario_pipeline.defs.instance import captured_lines
 from scenario_pipeline.defs.lineage import EVALUATIONS
 from scenario_pipeline.defs.run_metadata import recorded_totals
+from scenario_pipeline.installation import open_database
 from scenario_pipeline.settings import Settings
 from scenario_pipeline.storage import database, ledger
 from scenario_pipeline.storage.ledger import ClosedInvocation
@@ -146,14 +147,13 @@ def error_rate(context: AssetCheckExecutionContext) -> AssetCheckResult:
 
 
 def _invocations_of(context: AssetCheckExecutionContext) -> tuple[date, list[ClosedInvocation]]:
-    settings = Settings.from_environment()
-    engine = database.connect(database.locate(settings).scenario)
+    engine = open_database()
     try:
         with engine.connect() as connection:
             database.check_schema(connection)
             key = context.run.tags.get("dagster/partition")
             latest = date.fromisoformat(key) if key else ledger.latest_evaluation_date(connection)
-            evaluation_date = latest or settings.today(utc_now())
+            evaluation_date = latest or Settings.from_environment().today(utc_now())
             return evaluation_date, ledger.closed_invocations(connection, evaluation_date)
     finally:
         engine.dispose()

@@ -16,10 +16,9 @@ from scenario_pipeline.defs.run_metadata import run_tags
 from scenario_pipeline.engines import TriggerEngine
 from scenario_pipeline.engines.sql import SqlTriggerEngine
 from scenario_pipeline.errors import ErrorInfo, ErrorType, SystemicError, classify
+from scenario_pipeline.installation import open_database
 from scenario_pipeline.invocation import Invocation
 from scenario_pipeline.records import Page, PageResult, RunRequest
-from scenario_pipeline.settings import Settings
-from scenario_pipeline.storage import database
 from scenario_pipeline.structured_logger import StructuredLogger
 from scenario_pipeline.time_budget import TimeBudget
 
@@ -72,7 +71,7 @@ class SchedulerResource(ConfigurableResource["SchedulerResource"]):
     def engine(self) -> Engine:
         """The scheduler's own database; nothing is connected yet."""
         if self._engine is None:
-            self._engine = database.connect(database.locate(Settings.from_environment()).scenario)
+            self._engine = open_database()
         return self._engine
 
     def invocation(

@@ -33,6 +33,7 @@ from scenario_pipeline.defs.run_configuration import TRIGGERED_BY_TAG
 from scenario_pipeline.defs.scheduler import partitions, scenario_scheduler
 from scenario_pipeline.defs.schedules import GRACE_SECONDS, run_configuration_of, time_is_up
 from scenario_pipeline.errors import UserError
+from scenario_pipeline.installation import open_database
 from scenario_pipeline.invocation import close_dead_invocation
 from scenario_pipeline.scenarios import select_scenarios
 from scenario_pipeline.settings import Settings
@@ -50,7 +51,7 @@ MAX_REQUESTS_A_TICK = 20
 
 @contextmanager
 def _database() -> Iterator[Engine]:
-    engine = database.connect(database.locate(Settings.from_environment()).scenario)
+    engine = open_database()
     try:
         yield engine
     finally:

@@ -42,16 +42,59 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 wait_until = partial(world.wait_until, every=0.3)
 
 
-class Up:
+def free_port() -> int:
+    """Return a TCP port of the loopback interface that nobody uses."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Api:
+    """The GraphQL API of a web server, as a client other than the browser uses it."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    def graphql(self, query: str, **variables: Any) -> Any:
+        """Return the data of one GraphQL request."""
+        reply = httpx.post(f"{self.url}/graphql", json={"query": query, "variables": variables}, timeout=60)
+        body = reply.json()  # also of an error, which has status 500
+        assert "errors" not in body, body
+        return body["data"]
+
+    def launch(self, config: dict[str, Any]) -> Any:
+        """Launch the job as any API client would; return what came of it."""
+        return self.graphql(
+            """mutation ($params: ExecutionParams!) { launchPipelineExecution(executionParams: $params) {
+                __typename
+                ... on LaunchRunSuccess { run { runId } }
+                ... on RunConfigValidationInvalid { errors { message } }
+                ... on PythonError { message } } }""",
+            params={
+                "selector": JOB,
+                "mode": "default",
+                "runConfigData": json.dumps({"ops": {"fetch_active_mentors": {"config": config}}}),
+            },
+        )["launchPipelineExecution"]
+
+    def status(self, run_id: str) -> str:
+        """Return the status of a run."""
+        query = "query ($id: ID!) { runOrError(runId: $id) { ... on Run { status } } }"
+        return str(self.graphql(query, id=run_id)["runOrError"]["status"])
+
+    def wait_for(self, run_id: str, status: str, seconds: float = 120) -> None:
+        """Wait until a run has the status."""
+        wait_until(lambda: self.status(run_id) == status, f"run {run_id} is {status}", seconds)
+
+
+class Up(Api):
     """`scenario-pipeline up` over demonstration data, in a home of its own and with nothing else set."""
 
     def __init__(self, home: Path, **environment: str) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
+        super().__init__(f"http://127.0.0.1:{port}")
         inherited = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "PYTHONPATH") if name in os.environ}
         self.environment = inherited | {"SCENARIO_HOME": str(home)} | environment
-        self.url = f"http://127.0.0.1:{port}"
         self.output = home.parent / "up.out"
         # Three pages of a thousand.
         self.command("demo", "--mentors", "3000")
@@ -97,37 +140,6 @@ class Up:
         lines = self.output.read_text(encoding="utf-8").split("\n")
         entries = [json.loads(line) for line in lines if line.startswith('{"timestamp"')]
         return [entry for entry in entries if entry["invocation_id"] == run_id]
-
-    def graphql(self, query: str, **variables: Any) -> Any:
-        """Return the data of one GraphQL request."""
-        reply = httpx.post(f"{self.url}/graphql", json={"query": query, "variables": variables}, timeout=60)
-        body = reply.json()  # also of an error, which has status 500
-        assert "errors" not in body, body
-        return body["data"]
-
-    def launch(self, config: dict[str, Any]) -> Any:
-        """Launch the job as any API client would; return what came of it."""
-        return self.graphql(
-            """mutation ($params: ExecutionParams!) { launchPipelineExecution(executionParams: $params) {
-                __typename
-                ... on LaunchRunSuccess { run { runId } }
-                ... on RunConfigValidationInvalid { errors { message } }
-                ... on PythonError { message } } }""",
-            params={
-                "selector": JOB,
-                "mode": "default",
-                "runConfigData": json.dumps({"ops": {"fetch_active_mentors": {"config": config}}}),
-            },
-        )["launchPipelineExecution"]
-
-    def status(self, run_id: str) -> str:
-        """Return the status of a run."""
-        query = "query ($id: ID!) { runOrError(runId: $id) { ... on Run { status } } }"
-        return str(self.graphql(query, id=run_id)["runOrError"]["status"])
-
-    def wait_for(self, run_id: str, status: str, seconds: float = 120) -> None:
-        """Wait until a run has the status."""
-        wait_until(lambda: self.status(run_id) == status, f"run {run_id} is {status}", seconds)
 
     def connect(self) -> psycopg.Connection[Any]:
         """Return a connection to the scheduler's own database."""
