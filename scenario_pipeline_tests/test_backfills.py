@@ -23,10 +23,9 @@ from scenario_pipeline.defs.resources import SchedulerResource, StructuredLogger
 from scenario_pipeline.defs.scheduler import mentor_scenario_evaluations
 from scenario_pipeline.storage import database
 from scenario_pipeline_tests import world
-from scenario_pipeline_tests.test_scheduler_job import RunJob, run_job, stranger_accepts, ten_mentors
+from scenario_pipeline_tests.conftest import RunJob
+from scenario_pipeline_tests.test_scheduler_job import stranger_accepts, ten_mentors
 from scenario_pipeline_tests.world import DAY, D
-
-__all__ = ["run_job"]
 
 PROJECT = Path(__file__).resolve().parent.parent
 DATES = ["2026-08-01", "2026-08-02", "2026-08-10", "2026-08-20"]

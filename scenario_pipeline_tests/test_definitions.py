@@ -17,10 +17,9 @@ from scenario_pipeline.defs.run_metadata import MAX_TABLE_ROWS, outcome_table
 from scenario_pipeline.defs.scheduler import scenario_scheduler
 from scenario_pipeline.errors import UserError
 from scenario_pipeline_tests import world
-from scenario_pipeline_tests.test_scheduler_job import RunJob, lose_the_connection_for, run_job, ten_mentors
+from scenario_pipeline_tests.conftest import RunJob
+from scenario_pipeline_tests.test_scheduler_job import lose_the_connection_for, ten_mentors
 from scenario_pipeline_tests.world import D
-
-__all__ = ["run_job"]
 
 SOURCES = {"organisations", "peer_mentors", "mentor_activities", "mentor_certifications", "scenario_evaluation_config"}
 

@@ -5,87 +5,25 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from datetime import date
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import pytest
-from dagster import DagsterInstance, DagsterRunStatus, ExecuteInProcessResult, OpExecutionContext, materialize
+from dagster import DagsterRunStatus, OpExecutionContext, materialize
 from sqlalchemy import Engine, text
 
-from scenario_pipeline.definitions import defs
 from scenario_pipeline.defs.lineage import EVALUATIONS
 from scenario_pipeline.defs.resources import SchedulerResource, StructuredLoggerResource
 from scenario_pipeline.defs.scheduler import JOB_NAME, mentor_scenario_evaluations, scheduler_graph
 from scenario_pipeline.structured_logger import STDOUT_SINK, StructuredLogger
 from scenario_pipeline_tests import world
+from scenario_pipeline_tests.conftest import RunJob
 from scenario_pipeline_tests.test_structured_logger import LoggerAndLines, LoggerPromises, pipe_of_writes
 from scenario_pipeline_tests.world import DAY, D, Mentor
 
 CHECKER = Path(__file__).parent / "check_events.py"
 ALL = ["certification_expiry", "inactivity", "milestone"]
-
-
-class JobRun:
-    """What one run of the job left behind."""
-
-    def __init__(self, result: ExecuteInProcessResult, instance: DagsterInstance, stdout: str, stderr: str) -> None:
-        self.result, self.instance, self.stdout, self.stderr = result, instance, stdout, stderr
-
-    @property
-    def entries(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.stdout.split("\n") if line]
-
-    @property
-    def names(self) -> list[str]:
-        return [entry["event"] for entry in self.entries]
-
-    def entry(self, event: str) -> dict[str, Any]:
-        [found] = [entry for entry in self.entries if entry["event"] == event]
-        return found
-
-    @property
-    def tags(self) -> dict[str, str]:
-        run = self.instance.get_run_by_id(self.result.run_id)
-        assert run is not None
-        return dict(run.tags)
-
-    @property
-    def status(self) -> DagsterRunStatus:
-        run = self.instance.get_run_by_id(self.result.run_id)
-        assert run is not None
-        return run.status
-
-    def everything_dagster_keeps(self) -> str:
-        return "\n".join(str(record) for record in self.instance.all_logs(self.result.run_id))
-
-
-RunJob = Callable[..., JobRun]
-
-
-@pytest.fixture
-def run_job(
-    database_url: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> Iterator[RunJob]:
-    """Runs the job over this test's own database and returns what it printed and recorded."""
-    monkeypatch.setenv("SCENARIO_DATABASE_URL", database_url)
-    monkeypatch.setenv("SCENARIO_HOME", str(tmp_path))
-    with DagsterInstance.ephemeral() as instance:
-
-        def run(*, partition: date | None = None, tags: dict[str, str] | None = None, **config: Any) -> JobRun:
-            capfd.readouterr()
-            result = defs.resolve_job_def(JOB_NAME).execute_in_process(
-                instance=instance,
-                run_config={"ops": {"fetch_active_mentors": {"config": config}}},
-                partition_key=None if partition is None else partition.isoformat(),
-                tags=tags,
-                raise_on_error=False,
-            )
-            captured = capfd.readouterr()
-            return JobRun(result, instance, captured.out, captured.err)
-
-        yield run
 
 
 def stranger_accepts(stdout: str, canaries: Sequence[str] = ()) -> None:

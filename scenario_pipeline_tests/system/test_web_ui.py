@@ -120,6 +120,8 @@ def test_a_run_is_launched_from_the_launchpad_and_shows_its_pages_and_totals(
     page.see("fetch_active_mentors", *pages, "summarize_run", "Succeeded (5)")
     page.browser.refresh()
     page.see("Succeeded (5)", "2 checks", "Process for run exited")
+    # The chart draws the pages a moment after the list is there.
+    wait_until(lambda: "evaluate_mentor[?]" not in page.text().split("\n"), "the pages are drawn")
     screenshot("run")
     page.click("//button[contains(., 'View tags and config')]")
     page.see("outcome: completed", "triggered_by: manual", "evaluation_date: ")
