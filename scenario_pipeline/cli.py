@@ -27,7 +27,7 @@ from scenario_pipeline import events as event_log
 from scenario_pipeline import importer
 from scenario_pipeline.errors import SystemicError, UserError, classify
 from scenario_pipeline.installation import upgrade
-from scenario_pipeline.records import DISPATCH_MODES
+from scenario_pipeline.records import DISPATCH_MODES, parse_date
 from scenario_pipeline.scenarios import select_scenarios
 from scenario_pipeline.settings import ENGINES, Settings, check_page_size, check_time_budget
 from scenario_pipeline.storage import database
@@ -228,12 +228,10 @@ def _breakdown(counts: dict[str, int]) -> str:
 
 
 def _date(text: str) -> date:
-    try:
-        if len(text) == 10:
-            return date.fromisoformat(text)
-    except ValueError:
-        pass
-    raise UserError("--date must be a date that exists, written YYYY-MM-DD.")
+    found = parse_date(text)
+    if found is None:
+        raise UserError("--date must be a date that exists, written YYYY-MM-DD.")
+    return found
 
 
 def _organisation(text: str) -> str:

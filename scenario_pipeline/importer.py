@@ -13,7 +13,6 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from datetime import date
 from functools import cache, lru_cache
 from itertools import islice
 from operator import itemgetter
@@ -27,6 +26,7 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from scenario_pipeline.errors import SystemicError, UserError, classify
+from scenario_pipeline.records import parse_date
 
 Progress = Callable[[str, int], None]
 
@@ -38,21 +38,13 @@ _ROWS_PER_COPY = 100_000
 _LOAD_LOCK = 0x5CE9A811
 
 _UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
-_DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 _REQUIRED_TEXT = re.compile(rf"(?=[^\0]{{1,{MAX_FIELD_CHARACTERS}}}\Z)\s*\S")
 _OPTIONAL_TEXT = re.compile(rf"[^\0]{{0,{MAX_FIELD_CHARACTERS}}}")
 
 
 @lru_cache(maxsize=65_536)
 def _is_date(value: str) -> bool:
-    # fromisoformat also takes week dates such as 2024-W01-1, which are ten characters too.
-    if not _DATE.fullmatch(value):
-        return False
-    try:
-        date.fromisoformat(value)
-    except ValueError:
-        return False
-    return True
+    return parse_date(value) is not None
 
 
 @cache

@@ -10,6 +10,7 @@ import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -146,7 +147,7 @@ class Invocation:
         else:
             self._total_active_mentors = len(mentor_ids)
             self._has_list = True
-            return paginate(mentor_ids, self.request)
+            return [replace(page, planned_by=self.invocation_id) for page in paginate(mentor_ids, self.request)]
         self.fail(failure)
         raise SystemicError(failure)
 
@@ -185,7 +186,8 @@ class Invocation:
 
     def _evaluated_by_parent(self, page: Page) -> PageEvaluated | None:
         """Return a page that the re-executed run committed before its process died, which its step never reported."""
-        if self._parent_invocation_id is None:
+        # Numbers of pages mean nothing across lists: a re-execution of all steps has made its own.
+        if self._parent_invocation_id is None or page.planned_by == self.invocation_id:
             return None
         with self._database.connect() as connection:
             done = ledger.read_page(connection, page.number, self._parent_invocation_id)
@@ -316,6 +318,8 @@ class Invocation:
                             report.remaining,
                             failure=classify(exc),
                         )
+            if not closed_here:
+                report = replace(report, status="failed", reason=None, failure=CLOSED_BY_ANOTHER)
             self.report = report
             if closed_here:
                 for event in report.closing_events():
@@ -323,6 +327,7 @@ class Invocation:
             return report
 
 
+CLOSED_BY_ANOTHER = ErrorInfo(ErrorType.EVALUATION_LOGIC, "the invocation was closed before its process had ended")
 PROCESS_DIED = ErrorInfo(ErrorType.EVALUATION_LOGIC, "the process of the run ended without closing the invocation")
 
 
@@ -333,7 +338,7 @@ def close_dead_invocation(
     *,
     logged: Iterable[Mapping[str, Any]],
     now: Callable[[], datetime] = utc_now,
-) -> bool:
+) -> tuple[RunRequest, Report] | None:
     """Close the invocation of a process that died, with the totals that the ledger holds.
 
     The entries that the process itself wrote are completed to a whole log: nothing is said twice, nothing is missing.
@@ -346,14 +351,14 @@ def close_dead_invocation(
         now: the wall clock.
 
     Returns:
-        Whether this call closed it; False if it was closed before or never opened.
+        What the invocation was to do and how it ended, or None if it was closed before or never opened.
     """
     entries = list(logged)
     with database.begin() as connection:
         ledger.limit_statement_time(connection, CLOSING_SECONDS)
         found = ledger.read_request(connection, invocation_id)
         if found is None:
-            return False
+            return None
         request, total, started_at = found
         pages = ledger.read_pages(connection, invocation_id)
         stats = BatchStats.sum(result.stats for result in pages.values())
@@ -361,10 +366,10 @@ def close_dead_invocation(
         lasted = int((now() - started_at).total_seconds() * 1000)
         report = Report("failed", total, stats, max(0, lasted), remaining, failure=PROCESS_DIED)
         if not ledger.close_invocation(connection, request, invocation_id, report, stuck_after=None, now=now()):
-            return False
+            return None
     written = {entry["event"] for entry in entries}
     if RunCompleted.name in written:  # only the ledger was out of reach
-        return True
+        return request, report
     if RunStarted.name not in written:
         logger.emit(_started(request))
     if not written & {RunPartial.name, RunFailed.name}:
@@ -376,7 +381,7 @@ def close_dead_invocation(
     closing = [event for event in report.closing_events() if event.name not in written]
     for event in closing if not written & {RunPartial.name} else closing[-1:]:
         logger.emit(event)
-    return True
+    return request, report
 
 
 def _started(request: RunRequest) -> RunStarted:

@@ -5,6 +5,7 @@ Belongs here: frozen values, safe to pickle between Dagster's steps. Does not be
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -32,6 +33,7 @@ class RunRequest:
         time_budget_seconds: how long the invocation may evaluate.
         page_size: mentors a page, or None to choose by the number of mentors.
         triggered_by: who asked for it, one of `events.TRIGGERED_BY`.
+        continues: the partial invocation whose mentors left over come first; None for those of the latest one.
     """
 
     evaluation_date: date
@@ -42,6 +44,7 @@ class RunRequest:
     time_budget_seconds: float
     page_size: int | None
     triggered_by: str
+    continues: str | None = None
 
     @property
     def time_budget_ms(self) -> int:
@@ -57,11 +60,13 @@ class Page:
         number: 1 for the first page.
         mentor_ids: in the order of evaluation.
         request: what the invocation is to do, so that a step can run in any process.
+        planned_by: the invocation that made the list: a re-execution from failure evaluates pages of its parent.
     """
 
     number: int
     mentor_ids: tuple[str, ...]
     request: RunRequest
+    planned_by: str | None = None
 
 
 @dataclass(frozen=True)
@@ -99,6 +104,16 @@ class PageLeft:
 
 
 PageOutcome = PageEvaluated | PageLeft
+
+
+def parse_date(text: str) -> date | None:
+    """Return the date that `text` names as YYYY-MM-DD, or None; week dates of the same length are none."""
+    if re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", text) is None:
+        return None
+    try:
+        return date.fromisoformat(text)
+    except ValueError:
+        return None
 
 
 def resolve_dispatch_mode(mode: str, evaluation_date: date, today: date) -> DispatchMode:

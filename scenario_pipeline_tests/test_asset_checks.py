@@ -226,8 +226,8 @@ def changed(line: bytes, **values: Any) -> bytes:
         (lambda i, lines, m: (i, lines[:2], m), "the invocation is never closed by scheduler_run_completed"),
         (lambda i, lines, m: (i, [*lines, lines[-1]], m), "scheduler_run_completed follows scheduler_run_completed"),
         (
-            lambda i, lines, m: (i, [*lines[:2], changed(lines[2], duration_ms=1)], m),
-            "in the ledger and 1 in the log",
+            lambda i, lines, m: (i, [*lines[:2], changed(lines[2], total_active_mentors=11)], m),
+            "total_active_mentors is 10 in the ledger and 11 in the log",
         ),
         (
             lambda i, lines, m: (replace(i, status="partial"), lines, m),

@@ -6,7 +6,15 @@ from datetime import date
 from typing import Any
 
 import pytest
-from dagster import AssetKey, AssetSpec, ScheduleDefinition, SensorDefinition, TableMetadataValue
+from dagster import (
+    AssetKey,
+    AssetSpec,
+    DagsterInvalidConfigError,
+    DagsterRunStatus,
+    ScheduleDefinition,
+    SensorDefinition,
+    TableMetadataValue,
+)
 from sqlalchemy import Engine
 
 from scenario_pipeline.batch_stats import DISPATCHED, BatchStats
@@ -79,6 +87,7 @@ def test_every_field_of_the_launch_form_is_described() -> None:
         ({"time_budget_seconds": 0}, "time_budget_seconds: Input should be greater than 0."),
         ({"time_budget_seconds": float("nan")}, "time_budget_seconds: Input should be less than or equal to 86400."),
         ({"evaluation_date": "2026-02-29"}, "evaluation_date: must be a date that exists, written YYYY-MM-DD."),
+        ({"evaluation_date": "2026-W48-2"}, "evaluation_date: must be a date that exists, written YYYY-MM-DD."),
         ({"evaluation_date": "20260228"}, "evaluation_date: must be a date that exists, written YYYY-MM-DD."),
         ({"organisation_ids": ["x"]}, "organisation_ids: must be ids of organisations, which are UUIDs."),
         (
@@ -92,6 +101,25 @@ def test_a_value_out_of_bounds_is_told_in_a_sentence(values: dict[str, Any], sen
     with pytest.raises(UserError) as told:
         RunConfiguration.checked(values)
     assert str(told.value) == sentence
+
+
+def test_no_field_takes_its_value_from_a_variable(run_job: RunJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dagster quotes what it refuses: whoever may launch a run could read the server's secrets."""
+    monkeypatch.setenv("CANARY_SECRET", "s3cret")
+    for name in RunConfiguration.model_fields:
+        with pytest.raises(DagsterInvalidConfigError) as told:
+            run_job(**{name: {"env": "CANARY_SECRET"}})
+        assert "s3cret" not in str(told.value)
+
+
+def test_a_date_that_contradicts_the_partition_is_refused(run_job: RunJob, engine: Engine) -> None:
+    """Otherwise one date would be evaluated and another one marked as done."""
+    ten_mentors(engine)
+    run = run_job(partition=D, evaluation_date="2026-01-01")
+    assert run.entries == []
+    assert run.status is DagsterRunStatus.FAILURE
+    assert "evaluation_date is not the date of the partition: omit it." in run.stderr
+    assert run_job(partition=D, evaluation_date=D.isoformat()).tags["outcome"] == "completed"
 
 
 def test_a_run_shows_its_totals_by_scenario_and_organisation(run_job: RunJob, engine: Engine) -> None:

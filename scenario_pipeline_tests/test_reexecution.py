@@ -103,6 +103,29 @@ def test_a_reexecution_from_failure_evaluates_what_its_parent_left(
         world.check_invariants(connection)
 
 
+def test_a_reexecution_of_all_steps_evaluates_everybody(
+    execute: Execute, instance: DagsterInstance, engine: Engine
+) -> None:
+    """What people press after a partial run: nobody may be taken for done by the number of a page."""
+    ten_mentors(engine)
+    config = {"evaluation_date": D.isoformat(), "dispatch_mode": "live", "page_size": 2, "time_budget_seconds": 1e-6}
+    spent = {**RUN_CONFIG, "ops": {"fetch_active_mentors": {"config": config}}}
+    partial, entries = execute(in_process_job(), run_config=spent)
+    assert (entries[-1]["total_evaluated"], entries[-1]["completed"]) == (2, False)
+    parent = instance.get_run_by_id(partial.run_id)
+    assert parent is not None
+    options = ReexecutionOptions(parent_run_id=partial.run_id)
+    # As Dagster does, which copies the tags that a step set.
+    again, entries = execute(in_process_job(), run_config=RUN_CONFIG, reexecution_options=options, tags=parent.tags)
+    assert (entries[-1]["completed"], entries[-1]["total_evaluated"], entries[-1]["pages_processed"]) == (True, 10, 5)
+    assert entries[-1]["suppressed_by_reason"] == {"duplicate": 2, "opted_out": 1}
+    run = instance.get_run_by_id(again.run_id)
+    assert run is not None
+    assert (run.tags["outcome"], run.tags["partial"]) == ("completed", "")
+    with engine.connect() as connection:
+        world.check_invariants(connection)
+
+
 def test_a_step_a_process_gives_the_same_events_and_totals(execute: Execute, engine: Engine) -> None:
     """With another executor each step is a process that knows nothing of the others but what ops return."""
     ten_mentors(engine)

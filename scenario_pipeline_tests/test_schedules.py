@@ -94,7 +94,9 @@ def test_a_tick_asks_for_the_date_of_its_own_moment(
 @pytest.mark.parametrize(
     ("day", "hours"), [("2026-03-29", 23), ("2026-10-25", 25), ("2028-02-29", 24)], ids=["spring", "autumn", "leap day"]
 )
-def test_the_hourly_schedule_ticks_once_an_hour_on_days_of_any_length(day: str, hours: int) -> None:
+def test_the_hourly_schedule_ticks_once_an_hour_on_days_of_any_length(
+    instance: DagsterInstance, day: str, hours: int
+) -> None:
     """A day of 23 or 25 hours has as many ticks: none missing, none doubled."""
     start = datetime.fromisoformat(day).replace(tzinfo=OSLO)
     end = (start + timedelta(days=1)).astimezone(UTC)
@@ -103,6 +105,8 @@ def test_the_hourly_schedule_ticks_once_an_hour_on_days_of_any_length(day: str, 
     moments = schedule_execution_time_iterator(start.timestamp(), schedule.cron_schedule, schedule.execution_timezone)
     ticks = list(takewhile(lambda moment: moment < end, (moment.astimezone(UTC) for moment in moments)))
     assert ticks == [start.astimezone(UTC) + timedelta(hours=n) for n in range(hours)]
+    requests = [tick(instance, moment=moment) for moment in ticks]
+    assert [request.partition_key for request in requests if isinstance(request, RunRequest)] == [day] * hours
 
 
 def test_a_tick_is_skipped_while_a_run_of_the_same_scenarios_is_in_progress(instance: DagsterInstance) -> None:
@@ -119,6 +123,23 @@ def test_a_run_of_other_scenarios_does_not_hold_a_tick_up(instance: DagsterInsta
     assert isinstance(tick(instance), RunRequest)
     assert isinstance(tick(instance, "inactivity_schedule"), RunRequest)
     assert isinstance(tick(instance, "milestone_schedule"), SkipReason)
+
+
+def test_a_run_of_one_organisation_does_not_hold_a_tick_up(instance: DagsterInstance) -> None:
+    """Looking at one organisation by hand must not cost the others their hour."""
+    begin(instance, organisation_ids=["aaaaaaaa-0000-4000-8000-000000000001"])
+    assert isinstance(tick(instance), RunRequest)
+
+
+def test_a_run_that_was_recorded_and_never_began_holds_no_tick_up_for_long(instance: DagsterInstance) -> None:
+    """A command line that is killed while it starts leaves such a record."""
+    run = instance.create_run_for_job(defs.resolve_job_def(JOB_NAME))
+    [record] = instance.get_run_records()
+    created = record.create_timestamp
+    skipped = tick(instance, moment=created + timedelta(seconds=50))
+    assert isinstance(skipped, SkipReason)
+    assert run.run_id in (skipped.skip_message or "")
+    assert isinstance(tick(instance, moment=created + timedelta(seconds=70)), RunRequest)
 
 
 def test_a_run_whose_process_must_be_dead_does_not_hold_ticks_up_for_ever(instance: DagsterInstance) -> None:

@@ -7,29 +7,36 @@ from collections.abc import Callable, Iterator
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import psycopg
 import pytest
 from dagster import (
+    AssetKey,
+    DagsterEvent,
     DagsterInstance,
+    DagsterRun,
     DagsterRunStatus,
     DefaultSensorStatus,
+    EventLogEntry,
     RunRequest,
     SensorDefinition,
-    SkipReason,
     build_run_status_sensor_context,
     build_sensor_context,
 )
+from dagster._core.events import EngineEventData
 from sqlalchemy import Engine, text
 
 from scenario_pipeline.definitions import defs
+from scenario_pipeline.defs.lineage import EVALUATIONS
 from scenario_pipeline.defs.scheduler import JOB_NAME
-from scenario_pipeline.defs.sensors import continue_partial_runs, fail_lost_runs
+from scenario_pipeline.defs.schedules import run_configuration_of
+from scenario_pipeline.defs.sensors import close_overdue_invocations, continue_partial_runs, lost_runs
 from scenario_pipeline.settings import Settings
 from scenario_pipeline.structured_logger import utc_now
 from scenario_pipeline_tests import world
 from scenario_pipeline_tests.test_scheduler_job import ten_mentors
-from scenario_pipeline_tests.world import D
+from scenario_pipeline_tests.world import DAY, D
 
 Execute = Callable[..., str]
 
@@ -87,14 +94,13 @@ def test_the_sensors_that_launch_runs_are_off_until_asked_for() -> None:
 # continue_partial_runs
 
 
-def continued(instance: DagsterInstance, run_id: str) -> RunRequest | SkipReason:
+def continued(instance: DagsterInstance, run_id: str) -> RunRequest | None:
     """Evaluate the sensor for a run that succeeded."""
     run = instance.get_run_by_id(run_id)
     assert run is not None
     [event] = [r.dagster_event for r in instance.all_logs(run_id) if r.dagster_event and r.dagster_event.is_job_success]
-    context = build_run_status_sensor_context("continue_partial_runs", event, instance, run)
-    result = continue_partial_runs(context)
-    assert isinstance(result, RunRequest | SkipReason)
+    result = continue_partial_runs(build_run_status_sensor_context("continue_partial_runs", event, instance, run))
+    assert result is None or isinstance(result, RunRequest)
     return result
 
 
@@ -120,11 +126,12 @@ def test_a_partial_run_is_continued_for_the_same_date_until_everybody_was_evalua
     }
     run_ids = [execute(first(config))]
     requests = []
-    while isinstance(request := continued(instance, run_ids[-1]), RunRequest):
+    while (request := continued(instance, run_ids[-1])) is not None:
+        # What happens in between does not move a chain: another date of the same scenarios, all of them.
+        execute(first(config | {"time_budget_seconds": 30}, partition=D + DAY))
         requests.append(request)
         run_ids.append(execute(request))
         assert len(run_ids) < 10
-    assert request.skip_message == "Everybody was evaluated."
     rows = [ledger_row(engine, run_id) for run_id in run_ids]
     assert [(row["status"], row["total_evaluated"]) for row in rows] == [("partial", 4), ("partial", 4), ("partial", 4)]
     assert [row["triggered_by"] for row in rows] == ["manual", "continuation", "continuation"]
@@ -132,7 +139,12 @@ def test_a_partial_run_is_continued_for_the_same_date_until_everybody_was_evalua
     assert {tuple(row["scenario_types"]) for row in rows} == {("inactivity",)}
     assert [request.partition_key for request in requests] == [D.isoformat()] * 2
     assert len({request.run_key for request in requests}) == 2
-    assert [row[0] for row in world.sent(engine)] == [world.mentor_id(n) for n in (1, 2, 3)]
+    with engine.connect() as connection:
+        last_mentors = connection.execute(text("""
+            SELECT last_mentor_id::text FROM scenario.scheduler_run_pages
+            WHERE invocation_id = ANY (:ids) ORDER BY array_position(:ids, invocation_id)"""),
+            {"ids": [UUID(run_id) for run_id in run_ids]})  # fmt: skip
+        assert list(last_mentors.scalars()) == [world.mentor_id(n) for n in (4, 8, 2)]
 
 
 def test_a_run_without_a_partition_is_continued_for_its_date(
@@ -153,13 +165,12 @@ def test_what_is_complete_stopped_or_stuck_is_not_continued(
 ) -> None:
     """A run that gets nowhere would be repeated for ever."""
     ten_mentors(engine)
-    complete = continued(instance, execute(first({"dispatch_mode": "live"})))
-    assert isinstance(complete, SkipReason)
+    assert continued(instance, execute(first({"dispatch_mode": "live"}))) is None
     with engine.connect() as other:
         other.execute(text("LOCK TABLE scenario.mentor_activities IN ACCESS EXCLUSIVE MODE"))
-        stuck = continued(instance, execute(first({"dispatch_mode": "live", "time_budget_seconds": 0.2})))
-    assert isinstance(stuck, SkipReason)
-    assert "no mentor was evaluated" in (stuck.skip_message or "")
+        stuck = execute(first({"dispatch_mode": "live", "time_budget_seconds": 0.2}))
+    assert ledger_row(engine, stuck)["status"] == "partial"
+    assert continued(instance, stuck) is None
 
 
 # pg_cron_requests
@@ -271,7 +282,10 @@ def test_a_scenario_that_is_gone_since_is_refused_and_does_not_hold_the_others_u
         ("scenario_types => NULL", "must not be NULL"),
         (f"organisation_ids => '{{{world.organisation_id(7)}}}'", f"not an organisation: {world.organisation_id(7)}"),
         ("dispatch_mode => 'sometimes'", "dispatch_mode must be auto, live or dry_run"),
-        ("evaluation_date => 'infinity'", "evaluation_date must be a date"),
+        ("evaluation_date => 'infinity'", "evaluation_date must be from 0001-01-01"),
+        ("evaluation_date => '0001-01-01 BC'", "evaluation_date must be from 0001-01-01"),
+        ("evaluation_date => '20000-01-01'", "evaluation_date must be from 0001-01-01 to 9999-12-31"),
+        ("scenario_types => '{{inactivity,milestone}}'", "arrays of one dimension"),
         ("evaluation_date => '2026-02-30'", "date/time field value out of range"),
     ],
 )
@@ -323,13 +337,41 @@ def test_a_run_marked_as_canceled_while_its_process_was_dead_is_closed(
     with engine.begin() as connection:
         world.open_run(connection, request, lost.run_id)
     instance.report_run_canceled(lost)
-    context = build_sensor_context(instance=instance)
-    fail_lost_runs(context)
-    assert ledger_row(engine, lost.run_id)["status"] == "running"  # its process may be about to close it
     with engine.begin() as connection:
         connection.execute(text("UPDATE scenario.scheduler_runs SET started_at = started_at - interval '62 seconds'"))
+    now = utc_now()
+    close_overdue_invocations(instance, now + timedelta(seconds=55))
+    assert ledger_row(engine, lost.run_id)["status"] == "running"  # its process may be about to close it
     capfd.readouterr()
-    fail_lost_runs(context)
-    fail_lost_runs(context)
+    close_overdue_invocations(instance, now + timedelta(seconds=65))
+    close_overdue_invocations(instance, now + timedelta(seconds=65))
     assert capfd.readouterr().out.count('"event":"scheduler_run_completed"') == 1
     assert ledger_row(engine, lost.run_id)["status"] == "failed"
+    closed = instance.get_run_by_id(lost.run_id)
+    assert closed is not None
+    assert (closed.tags["outcome"], closed.tags["triggered_by"]) == ("failed", "manual")
+    assert closed.tags["evaluation_date"] == D.isoformat()
+
+
+def test_a_run_that_goes_on_past_its_budget_is_not_declared_dead(instance: DagsterInstance) -> None:
+    """Thousands of small pages cost Dagster minutes, also those that are left over: the process lives."""
+    config = {"ops": {"fetch_active_mentors": {"config": {"time_budget_seconds": 1}}}}
+    job = defs.resolve_job_def(JOB_NAME)
+    run = instance.create_run_for_job(job, run_config=config, status=DagsterRunStatus.STARTED)
+    began = utc_now()
+    assert lost_runs(instance, began + timedelta(seconds=55)) == []
+    assert [lost.run_id for lost in lost_runs(instance, began + timedelta(seconds=65))] == [run.run_id]
+    of_a_step = DagsterEvent("ENGINE_EVENT", run.job_name, event_specific_data=EngineEventData())
+    moment = (began + timedelta(seconds=300)).timestamp()
+    entry: Any = EventLogEntry
+    instance.handle_new_event(entry(None, 20, "", run.run_id, moment, None, run.job_name, of_a_step))
+    assert lost_runs(instance, began + timedelta(seconds=355)) == []
+    assert [lost.run_id for lost in lost_runs(instance, began + timedelta(seconds=365))] == [run.run_id]
+
+
+def test_a_run_of_somebody_elses_asset_is_none_of_ours(instance: DagsterInstance) -> None:
+    """One instance may hold other code locations, whose runs take as long as they take."""
+    config = {"ops": {"scheduler_graph": {"ops": {"fetch_active_mentors": {"config": {"time_budget_seconds": 5}}}}}}
+    for key, expected in ((EVALUATIONS, {"time_budget_seconds": 5}), (AssetKey("theirs"), None)):
+        run = DagsterRun("__ASSET_JOB", asset_selection=frozenset({key}), run_config=config)
+        assert run_configuration_of(run) == expected

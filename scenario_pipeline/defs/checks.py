@@ -36,7 +36,7 @@ def events_match_ledger_result(
     evaluation_date: date,
     invocations: Sequence[ClosedInvocation],
     *,
-    unrecorded: Mapping[str, Mapping[str, Any]] | None = None,
+    in_hand: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> AssetCheckResult:
     """Compare log, ledger, notifications and Dagster's metadata of a date's invocations.
 
@@ -44,15 +44,19 @@ def events_match_ledger_result(
         instance: whose runs and captured logs are read.
         evaluation_date: the date, for display.
         invocations: those of the date that are over.
-        unrecorded: metadata of the run in hand, which Dagster has not stored yet, by run id.
+        in_hand: metadata, by run id, of a run that Dagster has not stored yet; then only its log is read, as those of
+            the others were read by their own runs.
     """
     found: list[str] = []
     without_log = 0
     for invocation in invocations:
         run_id = invocation.invocation_id
-        lines = list(captured_lines(instance, run_id))
-        without_log += not lines
-        metadata = (unrecorded or {}).get(run_id) or recorded_totals(instance, run_id)
+        lines: list[bytes] = []
+        metadata: Mapping[str, Any] | None = None
+        if in_hand is None or run_id in in_hand:
+            lines = list(captured_lines(instance, run_id))
+            without_log += not lines
+            metadata = recorded_totals(instance, run_id) if in_hand is None else in_hand[run_id]
         found += [f"{run_id}: {sentence}" for sentence in disagreements(invocation, lines, metadata)]
     if found:
         description = f"{len(found)} disagreements between log, ledger, notifications and metadata."
@@ -103,7 +107,7 @@ def evaluate_checks(
     evaluation_date: date,
     max_error_rate: float,
     *,
-    unrecorded: Mapping[str, Mapping[str, Any]],
+    in_hand: Mapping[str, Mapping[str, Any]],
 ) -> list[AssetCheckEvaluation]:
     """Evaluate both checks for a run of the job, which Dagster does by itself for runs of the asset only."""
     with engine.connect() as connection:
@@ -118,7 +122,7 @@ def evaluate_checks(
             description=result.description,
         )
         for result in (
-            events_match_ledger_result(instance, evaluation_date, invocations, unrecorded=unrecorded),
+            events_match_ledger_result(instance, evaluation_date, invocations, in_hand=in_hand),
             error_rate_result(evaluation_date, invocations, max_error_rate),
         )
     ]

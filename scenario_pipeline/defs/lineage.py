@@ -1,17 +1,24 @@
 """The tables around the scheduler as assets, so that the lineage graph tells what it reads and writes.
 
-Belongs here: keys, owners and descriptions of assets. Does not belong here: how they are made (`scheduler`).
+Belongs here: keys, partitions, owners and descriptions. Does not belong here: how assets are made (`scheduler`).
 """
 
-from dagster import AssetKey, AssetSpec, TableColumn, TableSchema
+from dagster import AssetKey, AssetSpec, DailyPartitionsDefinition, TableColumn, TableSchema
 from sqlalchemy import Table
 
+from scenario_pipeline.settings import Settings
 from scenario_pipeline.storage import tables
 
 EVALUATIONS = AssetKey("mentor_scenario_evaluations")
 NOTIFICATIONS = AssetKey("scenario_notifications")
+FIRST_PARTITION = "2024-01-01"
 OWNERS = ["team:peer-mentoring"]
 GROUP = "scenario_pipeline"
+
+# One partition a day, today's included, in the configured time zone.
+partitions = DailyPartitionsDefinition(
+    start_date=FIRST_PARTITION, timezone=Settings.from_environment().timezone.key, end_offset=1
+)
 
 _PERSONAL = {"full_name", "email", "phone"}
 _SOURCES = (

@@ -62,7 +62,8 @@ class SchedulerResource(ConfigurableResource["SchedulerResource"]):
         """Say how the invocation ended where runs are filtered, if this process is the one that closed it."""
         if self._invocation is None or self._invocation.report is None:
             return
-        tags = run_tags(self._invocation.request, self._invocation.report)
+        inherited = context.run.tags if context.run is not None else None
+        tags = run_tags(self._invocation.request, self._invocation.report, inherited)
         with suppress(Exception):  # Dagster's storage is gone: then nothing about this run can be told there
             if context.instance is not None:
                 context.instance.add_run_tags(self._invocation.invocation_id, tags)

@@ -10,7 +10,8 @@ from datetime import date
 from enum import Enum
 from typing import Any
 
-from dagster import Config, DagsterRun, OpExecutionContext, Shape
+from dagster import Array, Config, DagsterRun, Noneable, OpExecutionContext, ScalarUnion, Shape
+from dagster import Field as DagsterField
 
 # Public in effect: what a config type raises to refuse a value that has the right type.
 from dagster._config.errors import PostProcessingError
@@ -18,13 +19,15 @@ from pydantic import Field, ValidationError, field_validator
 
 from scenario_pipeline.errors import UserError
 from scenario_pipeline.events import TRIGGERED_BY
-from scenario_pipeline.records import RunRequest, resolve_dispatch_mode
+from scenario_pipeline.records import RunRequest, parse_date, resolve_dispatch_mode
 from scenario_pipeline.scenarios import registry, select_scenarios
 from scenario_pipeline.settings import MAX_PAGE_SIZE, MAX_TIME_BUDGET_SECONDS, Settings
 from scenario_pipeline.structured_logger import utc_now
 
 # Says who asked where Dagster's own tags cannot: a continuation and a pg_cron request are both sensor runs.
 TRIGGERED_BY_TAG = "scenario/triggered_by"
+# Which partial run a continuation begins where it stopped.
+CONTINUES_TAG = "scenario/continues"
 
 ScenarioType = Enum("ScenarioType", {name: name for name in registry()})  # type: ignore[misc]
 
@@ -77,11 +80,8 @@ class RunConfiguration(Config):
     @field_validator("evaluation_date")
     @classmethod
     def _is_a_date(cls, text: str | None) -> str | None:
-        try:
-            if text is None or (len(text) == 10 and date.fromisoformat(text)):
-                return text
-        except ValueError:
-            pass
+        if text is None or parse_date(text) is not None:
+            return text
         raise ValueError("must be a date that exists, written YYYY-MM-DD")
 
     @field_validator("organisation_ids")
@@ -132,7 +132,30 @@ class _CheckedShape(Shape):
         raise PostProcessingError(sentence)
 
 
-CONFIG_SCHEMA = _CheckedShape(RunConfiguration.to_fields_dict())
+def _literal(kind: Any) -> Any:
+    """Return a config type without the form `{env: NAME}`: a refusal would quote what the variable holds."""
+    match kind:
+        case Noneable():
+            return Noneable(_literal(kind.inner_type))
+        case Array():
+            return Array(_literal(kind.inner_type))
+        case ScalarUnion():
+            return kind.scalar_type
+        case _:
+            return kind
+
+
+CONFIG_SCHEMA = _CheckedShape(
+    {
+        name: DagsterField(
+            _literal(field.config_type),
+            default_value=field.default_value,
+            is_required=False,
+            description=field.description,
+        )
+        for name, field in RunConfiguration.to_fields_dict().items()
+    }
+)
 
 
 def request_from(context: OpExecutionContext, settings: Settings) -> RunRequest:
@@ -145,6 +168,8 @@ def request_from(context: OpExecutionContext, settings: Settings) -> RunRequest:
     today = settings.today(utc_now())
     named = config.evaluation_date or (context.partition_key if context.has_partition_key else None)
     evaluation_date = today if named is None else date.fromisoformat(named)
+    if context.has_partition_key and context.partition_key != evaluation_date.isoformat():
+        raise UserError("evaluation_date is not the date of the partition: omit it.")
     return RunRequest(
         evaluation_date=evaluation_date,
         scenario_types=select_scenarios(choice.value for choice in config.scenario_types),
@@ -154,6 +179,7 @@ def request_from(context: OpExecutionContext, settings: Settings) -> RunRequest:
         time_budget_seconds=config.time_budget_seconds or settings.time_budget_seconds,
         page_size=config.page_size or settings.page_size,
         triggered_by=triggered_by(context.run),
+        continues=context.run.tags.get(CONTINUES_TAG) if context.run.parent_run_id is None else None,
     )
 
 

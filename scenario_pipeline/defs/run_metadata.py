@@ -72,26 +72,34 @@ def outcome_table(stats: BatchStats, organisation_names: Mapping[str, str]) -> l
     rows: dict[tuple[str, str], dict[str, int]] = {}
     for organisation, scenario, outcome, n in stats.outcome_rows():
         rows.setdefault((scenario, organisation), dict.fromkeys(_OUTCOMES, 0))[outcome] += n
-    shown = sorted(rows, key=lambda key: -sum(rows[key].values()))[:MAX_TABLE_ROWS]
+    shown = set(sorted(rows, key=lambda key: -sum(rows[key].values()))[:MAX_TABLE_ROWS])
     records = [
         TableRecord({"scenario": key[0], "organisation": organisation_names.get(key[1], key[1]), **rows[key]})
         for key in sorted(shown)
     ]
-    others = [counts for key, counts in rows.items() if key not in set(shown)]
+    others = [counts for key, counts in rows.items() if key not in shown]
     if others:
         sums = {outcome: sum(counts[outcome] for counts in others) for outcome in _OUTCOMES}
         records.append(TableRecord({"scenario": "all", "organisation": f"{len(others)} more rows", **sums}))
     return records
 
 
-def run_tags(request: RunRequest, report: Report) -> dict[str, str]:
-    """Return the tags by which runs are found in the web UI."""
+def run_tags(request: RunRequest, report: Report, inherited: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return the tags by which runs are found in the web UI.
+
+    Args:
+        request: what the invocation was to do.
+        report: how it ended.
+        inherited: tags that the run has already: Dagster copies those of its parent to a re-execution.
+    """
     tags = {
         "evaluation_date": request.evaluation_date.isoformat(),
         "triggered_by": request.triggered_by,
         "outcome": report.status,
     }
-    return tags | ({"partial": report.reason} if report.reason else {})
+    if report.reason is not None or "partial" in (inherited or {}):
+        tags["partial"] = report.reason or ""
+    return tags
 
 
 def events_url(instance: DagsterInstance, run_id: str) -> str | None:

@@ -11,7 +11,6 @@ from typing import Any
 from dagster import (
     AssetMaterialization,
     AssetsDefinition,
-    DailyPartitionsDefinition,
     DynamicOut,
     DynamicOutput,
     Failure,
@@ -28,7 +27,7 @@ from dagster import (
 from sqlalchemy import Engine
 
 from scenario_pipeline.defs.checks import evaluate_checks
-from scenario_pipeline.defs.lineage import EVALUATIONS, GROUP, NOTIFICATIONS, OWNERS, source_tables
+from scenario_pipeline.defs.lineage import EVALUATIONS, GROUP, NOTIFICATIONS, OWNERS, partitions, source_tables
 from scenario_pipeline.defs.resources import SchedulerResource, StructuredLoggerResource
 from scenario_pipeline.defs.run_configuration import CONFIG_SCHEMA, request_from, triggered_by
 from scenario_pipeline.defs.run_metadata import events_url, report_metadata
@@ -41,7 +40,6 @@ from scenario_pipeline.storage import ledger
 from scenario_pipeline.structured_logger import utc_now
 
 JOB_NAME = "scenario_scheduler"
-FIRST_PARTITION = "2024-01-01"
 
 
 @op(
@@ -147,7 +145,7 @@ def _evaluate_checks(
             engine,
             request.evaluation_date,
             Settings.from_environment().max_error_rate,
-            unrecorded={context.run_id: plain},
+            in_hand={context.run_id: plain},
         )
     except Exception as exc:  # noqa: BLE001 - the invocation is closed: a check that cannot be made must not fail its run
         context.log.warning(f"The asset checks could not be made: {classify(exc).error_message}.")
@@ -162,14 +160,6 @@ def scheduler_graph() -> Any:
     request, pages = fetch_active_mentors()
     return summarize_run(request, pages.map(evaluate_mentor).collect())
 
-
-def daily_partitions() -> DailyPartitionsDefinition:
-    """Return one partition a day, today's included, in the configured time zone."""
-    timezone = Settings.from_environment().timezone
-    return DailyPartitionsDefinition(start_date=FIRST_PARTITION, timezone=timezone.key, end_offset=1)
-
-
-partitions = daily_partitions()
 
 scenario_scheduler = scheduler_graph.to_job(
     name=JOB_NAME,

@@ -28,10 +28,11 @@ from dagster import (
 from sqlalchemy import Engine
 
 from scenario_pipeline.defs.instance import captured_lines, sink_of_dead_run
-from scenario_pipeline.defs.lineage import OWNERS
-from scenario_pipeline.defs.run_configuration import TRIGGERED_BY_TAG
-from scenario_pipeline.defs.scheduler import partitions, scenario_scheduler
-from scenario_pipeline.defs.schedules import GRACE_SECONDS, run_configuration_of, time_is_up
+from scenario_pipeline.defs.lineage import OWNERS, partitions
+from scenario_pipeline.defs.run_configuration import CONTINUES_TAG, TRIGGERED_BY_TAG
+from scenario_pipeline.defs.run_metadata import run_tags
+from scenario_pipeline.defs.scheduler import scenario_scheduler
+from scenario_pipeline.defs.schedules import GRACE_SECONDS, is_lost, last_sign_of_life, run_configuration_of
 from scenario_pipeline.errors import UserError
 from scenario_pipeline.installation import open_database
 from scenario_pipeline.invocation import close_dead_invocation
@@ -83,20 +84,27 @@ def fail_lost_runs(context: SensorEvaluationContext) -> SkipReason:
     lost = lost_runs(context.instance, now)
     for run in lost:
         context.instance.report_run_failed(run, "The process of this run is gone: its time budget ended long ago.")
-    with _database() as engine, engine.connect() as connection:
-        overdue = ledger.overdue_invocations(connection, now, GRACE_SECONDS)
-    for run_id in overdue:
-        overdue_run = context.instance.get_run_by_id(run_id)
-        if overdue_run is not None and overdue_run.is_finished:
-            close_invocation_of(context.instance, overdue_run)
+    close_overdue_invocations(context.instance, now)
     return SkipReason(f"{len(lost)} lost runs." if lost else "No run is lost.")
 
 
 def lost_runs(instance: DagsterInstance, now: datetime) -> list[DagsterRun]:
     """Return the runs of the scheduler that are recorded as going on and cannot be at the moment `now`."""
     settings = Settings.from_environment()
-    records = instance.get_run_records(RunsFilter(statuses=[DagsterRunStatus.STARTED]))
-    return [record.dagster_run for record in records if time_is_up(record, now, settings)]
+    statuses = [DagsterRunStatus.NOT_STARTED, DagsterRunStatus.STARTED]
+    records = instance.get_run_records(RunsFilter(statuses=statuses))
+    return [record.dagster_run for record in records if is_lost(instance, record, now, settings)]
+
+
+def close_overdue_invocations(instance: DagsterInstance, now: datetime) -> None:
+    """Close what is open in the ledger although its time is up, where Dagster says that the run is over."""
+    with _database() as engine, engine.connect() as connection:
+        overdue = ledger.overdue_invocations(connection, now, GRACE_SECONDS)
+    for run_id in overdue:
+        run = instance.get_run_by_id(run_id)
+        is_silent = now.timestamp() >= last_sign_of_life(instance, run_id) + GRACE_SECONDS
+        if run is not None and run.is_finished and is_silent:
+            close_invocation_of(instance, run)
 
 
 def close_invocation_of(instance: DagsterInstance, run: DagsterRun) -> bool:
@@ -110,9 +118,9 @@ def close_invocation_of(instance: DagsterInstance, run: DagsterRun) -> bool:
             dagster_partition_key=run.tags.get("dagster/partition"),
         )
         closed = close_dead_invocation(engine, run.run_id, logger, logged=entries_of(instance, run.run_id))
-    if closed:
-        instance.add_run_tags(run.run_id, {"outcome": "failed"})
-    return closed
+    if closed is not None:
+        instance.add_run_tags(run.run_id, run_tags(*closed))
+    return closed is not None
 
 
 def entries_of(instance: DagsterInstance, run_id: str) -> list[dict[str, Any]]:
@@ -129,22 +137,25 @@ def entries_of(instance: DagsterInstance, run_id: str) -> list[dict[str, Any]]:
     description="Launches another run for the mentors whom a run left over when its time budget was spent, for the "
     "same date, until everybody was evaluated or a run gets nowhere.",
 )
-def continue_partial_runs(context: RunStatusSensorContext) -> RunRequest | SkipReason:
-    """Ask for the next run of a chain; a run that was terminated is not continued."""
+def continue_partial_runs(context: RunStatusSensorContext) -> RunRequest | None:
+    """Ask for the next run of a chain; a run that was terminated is not continued.
+
+    Nothing is said where nothing is to be done: Dagster looks at one run a tick otherwise, and a backfill has hundreds.
+    """
     run = context.dagster_run
     config = run_configuration_of(run)
     if config is None:
-        return SkipReason("Not a run of the scheduler.")
+        return None
     with _database() as engine, engine.connect() as connection:
         entry = ledger.closed_invocation(connection, run.run_id)
     if entry is None or entry.status != "partial":
-        return SkipReason("The run is not partial.")
-    # The next run starts with the mentors left over and then goes round, so that it may be partial for ever.
+        return None
+    # A run starts with the mentors left over and then goes round: a chain would have no end if nobody counted down.
     settled = entry.pages.total_settled
     left = int(run.tags[LEFT_TAG]) - settled if LEFT_TAG in run.tags else entry.remaining or 0
     if left <= 0 or settled == 0:
-        return SkipReason("Everybody was evaluated." if left <= 0 else "The run got nowhere: no mentor was evaluated.")
-    tags = {TRIGGERED_BY_TAG: "continuation", LEFT_TAG: str(left)}
+        return None
+    tags = {TRIGGERED_BY_TAG: "continuation", CONTINUES_TAG: run.run_id, LEFT_TAG: str(left)}
     # What the run was: "auto" could mean something else by now.
     config = config | {"dispatch_mode": entry.dispatch_mode}
     return _request(f"continuation-of-{run.run_id}", config, entry.evaluation_date.isoformat(), tags)

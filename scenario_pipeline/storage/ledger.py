@@ -112,17 +112,19 @@ def join_invocation(connection: Connection, invocation_id: str) -> tuple[int, fl
 def resume_position(request: RunRequest) -> Select[tuple[str | None]]:
     """Select the mentor after whom the next run of the same kind starts, or NULL to start at the beginning.
 
-    The latest run of the same scenario set, organisations and dispatch mode decides: nothing if it completed; where
-    it was closed, what it left; where its process was killed, the last page up to which all pages were committed.
+    The latest run of the same scenario set, organisations and dispatch mode decides, or the one that is continued:
+    nothing if it completed; where it was closed, what it left; where its process was killed, the last page up to which
+    all pages were committed.
     """
     runs = scheduler_runs
+    same_kind = and_(
+        runs.c.scenario_types == list(request.scenario_types),
+        runs.c.organisation_ids == list(request.organisation_ids),
+        runs.c.dispatch_mode == request.dispatch_mode,
+    )
     latest = (
         select(runs.c.invocation_id, runs.c.status, runs.c.resume_after)
-        .where(
-            runs.c.scenario_types == list(request.scenario_types),
-            runs.c.organisation_ids == list(request.organisation_ids),
-            runs.c.dispatch_mode == request.dispatch_mode,
-        )
+        .where(same_kind if request.continues is None else runs.c.invocation_id == request.continues)
         .order_by(runs.c.started_at.desc(), runs.c.invocation_id)
         .limit(1)
         .cte("latest")

@@ -10,7 +10,8 @@ CREATE TABLE scenario.scheduler_run_requests (
     id uuid PRIMARY KEY DEFAULT gen_random_uuid(),
     requested_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     requested_by text NOT NULL,
-    evaluation_date date CHECK (isfinite(evaluation_date)),
+    -- The dates that Python knows.
+    evaluation_date date CHECK (evaluation_date BETWEEN '0001-01-01' AND '9999-12-31'),
     scenario_types text[] NOT NULL,
     organisation_ids uuid[] NOT NULL,
     dispatch_mode text NOT NULL CHECK (dispatch_mode IN ('auto', 'live', 'dry_run')),
@@ -40,8 +41,12 @@ BEGIN
         RAISE EXCEPTION 'scenario_types, organisation_ids and dispatch_mode must not be NULL: leave them out'
             USING ERRCODE = 'null_value_not_allowed';
     END IF;
-    IF NOT isfinite(evaluation_date) THEN
-        RAISE EXCEPTION 'evaluation_date must be a date: leave it out for today'
+    IF evaluation_date NOT BETWEEN '0001-01-01' AND '9999-12-31' THEN
+        RAISE EXCEPTION 'evaluation_date must be from 0001-01-01 to 9999-12-31: leave it out for today'
+            USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    IF array_ndims(scenario_types) > 1 OR array_ndims(organisation_ids) > 1 THEN
+        RAISE EXCEPTION 'scenario_types and organisation_ids must be arrays of one dimension'
             USING ERRCODE = 'invalid_parameter_value';
     END IF;
     IF dispatch_mode NOT IN ('auto', 'live', 'dry_run') THEN
