@@ -16,6 +16,8 @@ DISPATCHED = "dispatched"
 SUPPRESSION_REASONS = ("opted_out", "duplicate", "cooldown")
 # Mentors who were on the page's list but are gone or no longer active belong to no organisation.
 NO_ORGANISATION = ""
+# A remote engine tells why a match was suppressed, but not of which scenario it was.
+UNKNOWN_SCENARIO = ""
 
 OutcomeKey = tuple[str, str, str]
 """Organisation id, scenario type, and `dispatched` or the reason of suppression."""

@@ -92,10 +92,10 @@ def progress(label: str) -> Iterator[Callable[[int], None]]:
 
 
 @contextmanager
-def opened(settings: Settings, *, upgrade_embedded: bool = True) -> Iterator[Engine]:
+def opened(settings: Settings, *, upgrade_embedded: bool = True, connections: int = 2) -> Iterator[Engine]:
     """Yield an engine on the scheduler's database; the embedded one, which nobody else migrates, is upgraded."""
     urls = database.locate(settings)
-    engine = database.connect(urls.scenario)
+    engine = database.connect(urls.scenario, connections=connections)
     try:
         database.reachable_or_explain(engine, "the embedded Postgres" if urls.embedded else "SCENARIO_DATABASE_URL")
         if urls.embedded and upgrade_embedded:
@@ -157,7 +157,7 @@ def run(
     if page_size is not None:
         config["page_size"] = check_page_size("--page-size", page_size)
     if (engine_name or settings.engine) == "http":
-        raise UserError("This release has no http engine: use sql.")
+        _ = settings.needed_engine_url
     if settings.database_url is None or with_demo:
         with opened(settings) as engine:
             if with_demo:
@@ -372,6 +372,38 @@ def up(host: str, port: int) -> None:
         if server is not None and owns_server:
             server.stop()
     sys.exit(status)
+
+
+@main.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8642, show_default=True, help="0 takes any free port.")
+@click.option("--allow-anonymous", is_flag=True, help="Serve this machine without a token.")
+@one_sentence
+def engine(host: str, port: int, allow_anonymous: bool) -> None:
+    """Serve the trigger engine over HTTP, for schedulers with SCENARIO_ENGINE=http; its events go to stdout."""
+    from scenario_pipeline.engines import service
+
+    settings = Settings.from_environment()
+    service.check_may_start(host, settings.engine_token, allow_anonymous=allow_anonymous)
+    with opened(settings, connections=service.CONNECTIONS) as database_engine:
+        checked_schema(database_engine)
+        with _listen(host, port) as listener:
+            say(f"The trigger engine is served at http://{host}:{listener.getsockname()[1]}")
+            service.serve(database_engine, listener, settings.engine_token)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        # With the protocol named, asyncio sets TCP_NODELAY; without it each answer waits 40 ms for an acknowledgement.
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as exc:
+        reason = classify(exc).error_message
+    else:
+        return listener
+    raise UserError(f"The engine cannot listen at {host}, port {port}: {reason}.", exit_status=1)
 
 
 def _check_address(host: str, port: int) -> None:

@@ -28,7 +28,7 @@ Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
 Reason = Literal["opted_out", "duplicate", "cooldown"]
 Message = Annotated[str, Field(min_length=1, max_length=500, pattern=r"^[^\r\n]*$")]
 _UUID = r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$"
-_UUID4 = r"^[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$"
+UUID4_PATTERN = r"^[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$"
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,8 @@ class Event:
     name: ClassVar[str]
     component: ClassVar[str] = SCHEDULER
     levels: ClassVar[tuple[str, ...]] = ("info",)
+    # Entries of the engine's service may stand outside any run: their common fields may be null.
+    within_run: ClassVar[bool] = True
 
     @property
     def level(self) -> str:
@@ -135,6 +137,74 @@ class PageRetried(Event):
     error_message: Message
 
 
+@dataclass(frozen=True)
+class EngineCallRetried(Event):
+    """A call of the `http` engine failed and will be repeated with the same key."""
+
+    name: ClassVar[str] = "trigger_engine_call_retried"
+    component: ClassVar[str] = TRIGGER_ENGINE
+    levels: ClassVar[tuple[str, ...]] = ("warning",)
+    page_number: Count
+    chunk: Annotated[str, Field(pattern=r"^[0-9.]+$")]
+    attempt: Count
+    error_type: ErrorType
+    error_message: Message
+
+
+@dataclass(frozen=True)
+class EngineStarted(Event):
+    """The engine's service accepts requests."""
+
+    name: ClassVar[str] = "trigger_engine_started"
+    component: ClassVar[str] = TRIGGER_ENGINE
+    within_run: ClassVar[bool] = False
+    port: Count
+    needs_token: bool
+
+
+@dataclass(frozen=True)
+class EngineAnswered(Event):
+    """The engine's service evaluated a list of mentors, or repeated its first reply."""
+
+    name: ClassVar[str] = "trigger_engine_answered"
+    component: ClassVar[str] = TRIGGER_ENGINE
+    within_run: ClassVar[bool] = False
+    total_evaluated: Count
+    total_dispatched: Count
+    total_suppressed: Count
+    total_errors: Count
+    repeated: bool
+    duration_ms: Count
+
+
+@dataclass(frozen=True)
+class EngineRefused(Event):
+    """The engine's service answered a request with an error: `warning` for the caller's, `error` for its own."""
+
+    name: ClassVar[str] = "trigger_engine_refused"
+    component: ClassVar[str] = TRIGGER_ENGINE
+    levels: ClassVar[tuple[str, ...]] = ("warning", "error")
+    within_run: ClassVar[bool] = False
+    status: Count
+    error_type: ErrorType
+    error_message: Message
+
+    @property
+    def level(self) -> str:
+        """`error` from status 500 on."""
+        return "error" if self.status >= 500 else "warning"
+
+
+@dataclass(frozen=True)
+class EngineStopped(Event):
+    """The engine's service has answered what it had in hand and ends."""
+
+    name: ClassVar[str] = "trigger_engine_stopped"
+    component: ClassVar[str] = TRIGGER_ENGINE
+    within_run: ClassVar[bool] = False
+    requests: Count
+
+
 VOCABULARY: tuple[type[Event], ...] = (
     RunStarted,
     MentorEvaluationError,
@@ -142,6 +212,11 @@ VOCABULARY: tuple[type[Event], ...] = (
     RunFailed,
     RunCompleted,
     PageRetried,
+    EngineCallRetried,
+    EngineStarted,
+    EngineAnswered,
+    EngineRefused,
+    EngineStopped,
 )
 
 
@@ -190,12 +265,15 @@ class Report:
         yield RunCompleted(completed=self.status == "completed", **totals)
 
 
+_OF_THE_RUN = frozenset({"invocation_id", "dagster_run_id", "dagster_job_name"})
+
+
 @cache
 def _lines() -> tuple[type[BaseModel], ...]:
     """Build the strict models of whole log lines: the common fields plus those of each event."""
     common: dict[str, Any] = {
         "timestamp": (Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z$")], ...),
-        "invocation_id": (Annotated[str, Field(pattern=_UUID4)], ...),
+        "invocation_id": (Annotated[str, Field(pattern=UUID4_PATTERN)], ...),
         # Not a literal: `true` and `1.0` equal 1.
         "schema_version": (Annotated[int, Field(ge=SCHEMA_VERSION, le=SCHEMA_VERSION)], ...),
         "dagster_run_id": (Annotated[str, Field(pattern=_UUID)], ...),
@@ -209,12 +287,13 @@ def _lines() -> tuple[type[BaseModel], ...]:
         further: dict[str, Any] = {item.name: (hints[item.name], ...) for item in dataclasses.fields(kind)}
         for name, allowed in (("event", kind.name), ("level", kind.levels), ("component", kind.component)):
             further[name] = (Literal[allowed], ...)
+        if not kind.within_run:
+            further |= {name: (kept | None, ...) for name, (kept, _) in common.items() if name in _OF_THE_RUN}
         line = create_model(
             kind.__name__,
             __config__=ConfigDict(extra="forbid", strict=True),
             __doc__=kind.__doc__,
-            **common,
-            **further,
+            **(common | further),
         )
         lines.append(line)
     return tuple(lines)

@@ -166,9 +166,12 @@ class Invocation:
         if self.report is not None or budget.is_spent:
             return PageLeft(self.invocation_id, page)
         try:
-            result = self._evaluated_by_parent(page) or self._trigger_engine.evaluate_page(
-                page, self.invocation_id, budget, self._logger
-            )
+            done = self._evaluated_by_parent(page)
+            if done is not None:
+                if not done.left:
+                    return PageEvaluated(self._parent_invocation_id or "", page.number, done.stats)
+                page = replace(page, mentor_ids=done.left)
+            result = self._trigger_engine.evaluate_page(page, self.invocation_id, budget, self._logger)
         except BudgetSpentError:
             if not self._pages:
                 self._stuck_after = page.mentor_ids[-1]
@@ -179,19 +182,19 @@ class Invocation:
         except BaseException:
             self.terminate()
             raise
-        if isinstance(result, PageEvaluated):
-            return result
         self._note(page.number, result)
+        if result.left:
+            self._failure = result.failure
+            return PageLeft(self.invocation_id, replace(page, mentor_ids=result.left), result.failure)
         return PageEvaluated(self.invocation_id, page.number, result.stats)
 
-    def _evaluated_by_parent(self, page: Page) -> PageEvaluated | None:
-        """Return a page that the re-executed run committed before its process died, which its step never reported."""
+    def _evaluated_by_parent(self, page: Page) -> PageResult | None:
+        """Return what the re-executed run committed of a page, also where its process died before the step ended."""
         # Numbers of pages mean nothing across lists: a re-execution of all steps has made its own.
         if self._parent_invocation_id is None or page.planned_by == self.invocation_id:
             return None
         with self._database.connect() as connection:
-            done = ledger.read_page(connection, page.number, self._parent_invocation_id)
-        return None if done is None else PageEvaluated(self._parent_invocation_id, page.number, done.stats)
+            return ledger.read_page(connection, page.number, self._parent_invocation_id)
 
     def _note(self, page_number: int, result: PageResult) -> None:
         """Take a committed page into the totals and report its errors, both or neither."""
@@ -222,7 +225,7 @@ class Invocation:
         failure = next((o.failure for o in left if o.failure is not None), None)
         # A page that was called left may have been committed all the same, if the answer was lost for good.
         stats = self._committed() if left else BatchStats.sum(result.stats for result in self._pages.values())
-        remaining = sum(len(o.page.mentor_ids) for o in left if o.page.number not in self._pages)
+        remaining = sum(len(self._left_of(o.page)) for o in left)
         total = stats.total_settled + remaining
         if failure is not None:
             report = Report("failed", total, stats, self._budget.elapsed_ms, remaining, failure=failure)
@@ -231,6 +234,10 @@ class Invocation:
         else:
             report = Report("completed", total, stats, self._budget.elapsed_ms)
         return self._close(report)
+
+    def _left_of(self, page: Page) -> tuple[str, ...]:
+        committed = self._pages.get(page.number)
+        return page.mentor_ids if committed is None else committed.left
 
     def fail(self, failure: ErrorInfo) -> Report:
         """Close the invocation as failed; how many remain is unknown where the list of mentors was never read."""

@@ -79,10 +79,19 @@ class MentorError:
 
 @dataclass(frozen=True)
 class PageResult:
-    """What a trigger engine did with a page."""
+    """What a trigger engine did with a page.
+
+    Attributes:
+        stats: what became of the mentors that were settled.
+        errors: those of them whose evaluation failed.
+        left: the mentors that are left to the next run, in the order of the page.
+        failure: why they are left, if the run cannot go on; None if the time budget ended.
+    """
 
     stats: BatchStats
     errors: tuple[MentorError, ...] = ()
+    left: tuple[str, ...] = ()
+    failure: ErrorInfo | None = None
 
 
 @dataclass(frozen=True)
@@ -96,7 +105,7 @@ class PageEvaluated:
 
 @dataclass(frozen=True)
 class PageLeft:
-    """The page was not evaluated: the budget was spent, or the run had failed (then `failure` says why)."""
+    """The page, or the rest of it, was not evaluated: the budget was spent, or the run had failed (see `failure`)."""
 
     invocation_id: str
     page: Page

@@ -9,6 +9,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import date, datetime
+from ipaddress import ip_address
 from pathlib import Path
 from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
@@ -19,6 +20,9 @@ DEFAULT_TIME_BUDGET_SECONDS = 30.0
 MAX_TIME_BUDGET_SECONDS = 86_400.0
 MAX_PAGE_SIZE = 100_000
 DEFAULT_MAX_ERROR_RATE = 0.01
+DEFAULT_ENGINE_CONCURRENCY, MAX_ENGINE_CONCURRENCY = 4, 64
+# Also how many mentors the project's own engine takes in one request.
+DEFAULT_ENGINE_CHUNK_SIZE, MAX_ENGINE_CHUNK_SIZE = 100, 1000
 ENGINES = ("sql", "http")
 
 # The folder that holds pyproject.toml, dagster.yaml and workspace.yaml.
@@ -39,6 +43,9 @@ class Settings:
         engine: which trigger engine evaluates, `sql` or `http`.
         engine_url: base URL of the `http` engine.
         engine_token: its bearer token; kept out of `repr`.
+        engine_concurrency: how many requests it is sent side by side.
+        engine_chunk_size: mentors a request.
+        engine_trust_proxy: whether the proxy variables of the environment (`HTTPS_PROXY` and the like) hold for it.
         cron: when the schedule of all scenarios ticks.
         max_error_rate: share of mentors with an error, 0 to 1, above which the check `error_rate` warns.
     """
@@ -52,6 +59,9 @@ class Settings:
     engine: str
     engine_url: str | None = field(repr=False)
     engine_token: str | None = field(repr=False)
+    engine_concurrency: int
+    engine_chunk_size: int
+    engine_trust_proxy: bool
     cron: str
     max_error_rate: float
 
@@ -79,10 +89,32 @@ class Settings:
             page_size=check_page_size("SCENARIO_PAGE_SIZE", get("SCENARIO_PAGE_SIZE")),
             engine=engine,
             engine_url=_engine_url(get("SCENARIO_ENGINE_URL"), needed=engine == "http"),
-            engine_token=get("SCENARIO_ENGINE_TOKEN"),
+            engine_token=_token(get("SCENARIO_ENGINE_TOKEN")),
+            engine_concurrency=_whole_number(
+                "SCENARIO_ENGINE_CONCURRENCY",
+                get("SCENARIO_ENGINE_CONCURRENCY") or DEFAULT_ENGINE_CONCURRENCY,
+                "requests",
+                MAX_ENGINE_CONCURRENCY,
+            ),
+            engine_chunk_size=_whole_number(
+                "SCENARIO_ENGINE_CHUNK_SIZE",
+                get("SCENARIO_ENGINE_CHUNK_SIZE") or DEFAULT_ENGINE_CHUNK_SIZE,
+                "mentors",
+                MAX_ENGINE_CHUNK_SIZE,
+            ),
+            engine_trust_proxy=_switch("SCENARIO_ENGINE_TRUST_PROXY", get("SCENARIO_ENGINE_TRUST_PROXY")),
             cron=get("SCENARIO_CRON") or "0 * * * *",
             max_error_rate=_share("SCENARIO_MAX_ERROR_RATE", get("SCENARIO_MAX_ERROR_RATE") or DEFAULT_MAX_ERROR_RATE),
         )
+
+    @property
+    def needed_engine_url(self) -> str:
+        """The base URL of the `http` engine, for a run that uses it.
+
+        Raises:
+            UserError: none is set.
+        """
+        return _engine_url(self.engine_url, needed=True) or ""
 
     def today(self, now: datetime) -> date:
         """Return the evaluation date of the moment `now` (timezone-aware) in the configured time zone."""
@@ -102,14 +134,29 @@ def check_time_budget(name: str, value: str | float) -> float:
 
 def check_page_size(name: str, value: str | int | None) -> int | None:
     """Return a page size from 1 to 100,000 mentors, or None where none is set."""
-    if value is None:
-        return None
+    return None if value is None else _whole_number(name, value, "mentors", MAX_PAGE_SIZE)
+
+
+def _whole_number(name: str, value: str | int, unit: str, maximum: int) -> int:
     # int() would also read other scripts' digits and underscores.
     readable = isinstance(value, int) or (value.isascii() and value.isdigit() and len(value) < 10)
-    size = int(value) if readable else 0
-    if not 1 <= size <= MAX_PAGE_SIZE:
-        raise UserError(f"{name} must be a whole number of mentors from 1 to {MAX_PAGE_SIZE}.")
-    return size
+    number = int(value) if readable else 0
+    if not 1 <= number <= maximum:
+        raise UserError(f"{name} must be a whole number of {unit} from 1 to {maximum}.")
+    return number
+
+
+def _switch(name: str, value: str | None) -> bool:
+    if value not in (None, "true", "false"):
+        raise UserError(f"{name} must be true or false.")
+    return value == "true"
+
+
+def _token(value: str | None) -> str | None:
+    """Accept what an HTTP header can hold (RFC 6750): the sentence must not quote it."""
+    if value is not None and not (value.isascii() and value.isprintable() and " " not in value):
+        raise UserError("SCENARIO_ENGINE_TOKEN must consist of ASCII letters, digits and signs, without spaces.")
+    return value
 
 
 def _share(name: str, value: str | float) -> float:
@@ -133,7 +180,28 @@ def _engine_url(value: str | None, *, needed: bool) -> str | None:
         return None
     if value is None or not value.startswith(("http://", "https://")):
         raise UserError("SCENARIO_ENGINE_URL must be the base URL of the http engine, beginning with https://.")
-    return value
+    try:
+        parts = urlsplit(value)
+        host = parts.hostname if parts.port != 0 else None
+    except ValueError:  # its text quotes what stands there
+        host = None
+    if not host or not value.isascii() or not value.isprintable() or " " in value:
+        raise UserError("SCENARIO_ENGINE_URL has no valid host and port: write https://host:port/path.")
+    if "@" in parts.netloc or "?" in value or "#" in value:
+        raise UserError(
+            "SCENARIO_ENGINE_URL must hold no user, password, query or fragment: the token is SCENARIO_ENGINE_TOKEN."
+        )
+    if parts.scheme != "https" and not is_loopback(host):
+        raise UserError("SCENARIO_ENGINE_URL must begin with https:// unless its host is this machine (127.0.0.1).")
+    return value.rstrip("/")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether `host` is this machine by its name or its number; other names are not resolved, they may change."""
+    try:
+        return host.lower() == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _folder(value: str) -> Path:

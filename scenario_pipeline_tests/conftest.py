@@ -5,26 +5,35 @@ from __future__ import annotations
 import csv
 import json
 import os
+import socket
+import threading
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
+import uvicorn
 from dagster import DagsterInstance, DagsterRunStatus, ExecuteInProcessResult
 from sqlalchemy import Engine
 
 from scenario_pipeline.definitions import defs
 from scenario_pipeline.defs.scheduler import JOB_NAME
+from scenario_pipeline.engines import service
+from scenario_pipeline.engines.service import EngineService
 from scenario_pipeline.importer import import_folder
 from scenario_pipeline.scenarios import insert_default_configuration, registry
 from scenario_pipeline.storage import database
 from scenario_pipeline.storage.embedded import EmbeddedPostgres
+from scenario_pipeline_tests import world
+from scenario_pipeline_tests.world import Log
 
 DATA = Path(__file__).parent / "data"
 COMMUNITY = DATA / "community"
+TOKEN = "t0ken-of-the-tests"
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -67,7 +76,8 @@ def _copy_database(server: EmbeddedPostgres, name: str, template: str) -> None:
         connection.execute(statement.format(psycopg.sql.Identifier(name), psycopg.sql.Identifier(template)))
 
 
-def _own_database(server: EmbeddedPostgres, template: str) -> Iterator[str]:
+def own_database(server: EmbeddedPostgres, template: str) -> Iterator[str]:
+    """Yield the URL of a copy of `template`, dropped afterwards."""
     name = f"test_{uuid.uuid4().hex}"
     _copy_database(server, name, template)
     yield server.url(name)
@@ -78,7 +88,7 @@ def _own_database(server: EmbeddedPostgres, template: str) -> Iterator[str]:
 @pytest.fixture
 def database_url(server: EmbeddedPostgres, template_database: str) -> Iterator[str]:
     """The URL of a migrated, empty database of this test's own."""
-    yield from _own_database(server, template_database)
+    yield from own_database(server, template_database)
 
 
 @pytest.fixture
@@ -103,7 +113,7 @@ def community_template(server: EmbeddedPostgres, template_database: str) -> str:
 @pytest.fixture
 def community_url(server: EmbeddedPostgres, community_template: str) -> Iterator[str]:
     """The URL of a database of this test's own with the community in it."""
-    yield from _own_database(server, community_template)
+    yield from own_database(server, community_template)
 
 
 @pytest.fixture(scope="session")
@@ -179,3 +189,34 @@ def run_job(
             return JobRun(result, instance, captured.out, captured.err)
 
         yield run
+
+
+@contextmanager
+def serving(engine_service: EngineService) -> Iterator[str]:
+    """Serve on a free port of this machine; yield the base URL."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    config = uvicorn.Config(engine_service.app(), log_config=None, log_level="critical", access_log=False)
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, args=([listener],))
+    thread.start()
+    try:
+        world.wait_until(lambda: server.started, "the service answers")
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(30)
+        listener.close()
+
+
+@pytest.fixture
+def engine_log() -> Log:
+    return Log()
+
+
+@pytest.fixture
+def served(database_url: str, engine_log: Log) -> Iterator[str]:
+    """The base URL of a service on this test's own database."""
+    pool = database.connect(database_url, connections=service.CONNECTIONS)
+    with serving(EngineService(pool, TOKEN, engine_log.logger(""))) as url:
+        yield url
+    pool.dispose()

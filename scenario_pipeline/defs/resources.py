@@ -6,7 +6,7 @@ a resource that fails while it is set up would fail the run without a single eve
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 
 from dagster import ConfigurableResource, DagsterExecutionInterruptedError, InitResourceContext, OpExecutionContext
 from pydantic import PrivateAttr
@@ -14,13 +14,14 @@ from sqlalchemy import Engine
 
 from scenario_pipeline.defs.run_metadata import run_tags
 from scenario_pipeline.engines import TriggerEngine
+from scenario_pipeline.engines.http import HttpTriggerEngine
 from scenario_pipeline.engines.sql import SqlTriggerEngine
-from scenario_pipeline.errors import ErrorInfo, ErrorType, SystemicError, classify
+from scenario_pipeline.errors import ErrorInfo, ErrorType, classify
 from scenario_pipeline.installation import open_database
 from scenario_pipeline.invocation import Invocation
-from scenario_pipeline.records import Page, PageResult, RunRequest
+from scenario_pipeline.records import RunRequest
+from scenario_pipeline.settings import Settings
 from scenario_pipeline.structured_logger import StructuredLogger
-from scenario_pipeline.time_budget import TimeBudget
 
 
 class StructuredLoggerResource(ConfigurableResource["StructuredLoggerResource"]):
@@ -41,6 +42,7 @@ class SchedulerResource(ConfigurableResource["SchedulerResource"]):
     """Holds the invocation of the run, for all steps that this process executes."""
 
     _invocation: Invocation | None = PrivateAttr(default=None)
+    _resources: ExitStack = PrivateAttr(default_factory=ExitStack)
     _engine: Engine | None = PrivateAttr(default=None)
     _runs_all_steps: bool = PrivateAttr(default=False)
 
@@ -55,8 +57,7 @@ class SchedulerResource(ConfigurableResource["SchedulerResource"]):
                 stopped = isinstance(exc, DagsterExecutionInterruptedError | KeyboardInterrupt)
                 self._invocation.abandon(None if stopped else _why(exc))
             self._tag_run(context)
-            if self._engine is not None:
-                self._engine.dispose()
+            self._resources.close()
 
     def _tag_run(self, context: InitResourceContext) -> None:
         """Say how the invocation ended where runs are filtered, if this process is the one that closed it."""
@@ -73,6 +74,7 @@ class SchedulerResource(ConfigurableResource["SchedulerResource"]):
         """The scheduler's own database; nothing is connected yet."""
         if self._engine is None:
             self._engine = open_database()
+            self._resources.callback(self._engine.dispose)
         return self._engine
 
     def invocation(
@@ -92,7 +94,7 @@ class SchedulerResource(ConfigurableResource["SchedulerResource"]):
                 request,
                 context.run_id,
                 database=self.engine,
-                trigger_engine=_trigger_engine(request.engine, self.engine),
+                trigger_engine=_trigger_engine(request.engine, self.engine, self._resources),
                 logger=logger,
                 parent_invocation_id=context.run.parent_run_id,
             )
@@ -107,14 +109,17 @@ def _why(exc: BaseException | None) -> ErrorInfo:
     return ErrorInfo(ErrorType.EVALUATION_LOGIC, "the run ended before its last step")
 
 
-def _trigger_engine(name: str, engine: Engine) -> TriggerEngine:
-    return SqlTriggerEngine(engine) if name == "sql" else _MissingEngine()
-
-
-class _MissingEngine:
-    """Stands for an engine that this release does not bring; the run fails with a sentence."""
-
-    def evaluate_page(self, page: Page, invocation_id: str, budget: TimeBudget, logger: StructuredLogger) -> PageResult:
-        """Refuse."""
-        del page, invocation_id, budget, logger
-        raise SystemicError(ErrorInfo(ErrorType.EVALUATION_LOGIC, "this release has no http engine: use sql"))
+def _trigger_engine(name: str, engine: Engine, resources: ExitStack) -> TriggerEngine:
+    if name == "sql":
+        return SqlTriggerEngine(engine)
+    settings = Settings.from_environment()
+    http = HttpTriggerEngine(
+        engine,
+        settings.needed_engine_url,
+        settings.engine_token,
+        concurrency=settings.engine_concurrency,
+        chunk_size=settings.engine_chunk_size,
+        trust_proxy=settings.engine_trust_proxy,
+    )
+    resources.callback(http.close)
+    return http

@@ -74,7 +74,14 @@ def outcome_table(stats: BatchStats, organisation_names: Mapping[str, str]) -> l
         rows.setdefault((scenario, organisation), dict.fromkeys(_OUTCOMES, 0))[outcome] += n
     shown = set(sorted(rows, key=lambda key: -sum(rows[key].values()))[:MAX_TABLE_ROWS])
     records = [
-        TableRecord({"scenario": key[0], "organisation": organisation_names.get(key[1], key[1]), **rows[key]})
+        TableRecord(
+            {
+                # A remote engine does not tell to which scenario a suppression belongs.
+                "scenario": key[0] or "unknown",
+                "organisation": organisation_names.get(key[1], key[1]) or "unknown",
+                **rows[key],
+            }
+        )
         for key in sorted(shown)
     ]
     others = [counts for key, counts in rows.items() if key not in shown]

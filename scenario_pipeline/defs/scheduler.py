@@ -26,6 +26,7 @@ from dagster import (
 )
 from sqlalchemy import Engine
 
+from scenario_pipeline.batch_stats import NO_ORGANISATION
 from scenario_pipeline.defs.checks import evaluate_checks
 from scenario_pipeline.defs.lineage import EVALUATIONS, GROUP, NOTIFICATIONS, OWNERS, partitions, source_tables
 from scenario_pipeline.defs.resources import SchedulerResource, StructuredLoggerResource
@@ -121,7 +122,8 @@ def _metadata(
         try:
             with engine.begin() as connection:
                 ledger.limit_statement_time(connection, CLOSING_SECONDS)
-                names = ledger.organisation_names(connection, report.stats.evaluated_by_organisation)
+                evaluated = report.stats.evaluated_by_organisation
+                names = ledger.organisation_names(connection, [i for i in evaluated if i != NO_ORGANISATION])
         except Exception as exc:  # noqa: BLE001 - the invocation is closed: a table without names must not fail its run
             context.log.warning(f"The names of organisations could not be read: {classify(exc).error_message}.")
     today = Settings.from_environment().today(utc_now())

@@ -18,5 +18,7 @@ class TriggerEngine(Protocol):
         Raises:
             BudgetSpentError: the budget ended first; nothing of the page was committed.
             SystemicError: the failure concerns the run and not a mentor; nothing of the page is known to be committed.
+
+        A page that was committed in part says in its result who is left, and why if the run cannot go on.
         """
         ...

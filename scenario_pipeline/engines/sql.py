@@ -128,12 +128,21 @@ def is_budgets_own(failure: ErrorInfo, budget: TimeBudget) -> bool:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The decision statement, run over one page inside the caller's transaction."""
+    """The decision statement, run over one page inside the caller's transaction.
+
+    Attributes:
+        connection: inside a transaction.
+        page: the mentors, and what they are evaluated for.
+        invocation_id: which invocation the notifications belong to.
+        budget: ends the statements.
+        by_mentor: count by mentor instead of by organisation, for a caller who needs each one's outcome.
+    """
 
     connection: Connection
     page: Page
     invocation_id: str
     budget: TimeBudget
+    by_mentor: bool = False
 
     def run(self) -> PageResult:
         """Evaluate all mentors of the page; those that the database refuses become errors, one by one.
@@ -178,14 +187,14 @@ class Evaluation:
             raise _WindowTakenError
         ledger.limit_statement_time(self.connection, self.budget.remaining_seconds)
         rows = self.connection.execute(
-            decision_statement(scenario_types),
+            decision_statement(scenario_types, self.by_mentor),
             {
                 "mentor_ids": list(mentor_ids),
                 "evaluation_date": self.page.request.evaluation_date,
                 "invocation_id": self.invocation_id,
             },
         ).all()
-        evaluated = {row.organisation_id or NO_ORGANISATION: row.n for row in rows if row.outcome == _EVALUATED}
+        evaluated = {row.counted_for or NO_ORGANISATION: row.n for row in rows if row.outcome == _EVALUATED}
         outcomes: Counter[OutcomeKey] = Counter()
         again = BatchStats()
         for row in rows:
@@ -195,25 +204,25 @@ class Evaluation:
                 case "lost_race":
                     again += self._decide(row.mentor_ids, (row.scenario_type,), lost_races + 1)
                 case _:
-                    outcomes[(row.organisation_id, row.scenario_type, row.outcome)] += row.n
+                    outcomes[(row.counted_for, row.scenario_type, row.outcome)] += row.n
         # The mentors of a repetition are counted already; only what became of their matches is new.
         return BatchStats(evaluated, outcomes) + BatchStats(outcomes=again.outcomes)
 
 
 @cache
-def decision_statement(scenario_types: tuple[str, ...]) -> Executable:
+def decision_statement(scenario_types: tuple[str, ...], by_mentor: bool = False) -> Executable:
     """Build the statement that decides and dispatches for a list of mentors.
 
     Parameters of the statement: `mentor_ids` (uuid[]), `evaluation_date`, `invocation_id`. It returns rows
-    (`organisation_id`, `scenario_type`, `outcome`, `n`, `mentor_ids`): one a group of matches with the same outcome,
-    with the mentors listed where the outcome is a lost race, and one an organisation with the mentors evaluated.
+    (`counted_for`, `scenario_type`, `outcome`, `n`, `mentor_ids`): one a group of matches with the same outcome, with
+    the mentors listed where the outcome is a lost race, and one a group with the mentors evaluated. The groups are
+    organisations, or mentors where `by_mentor` asks for it.
     """
     evaluation_date = cast(bindparam("evaluation_date"), Date)
     mentor, config, sent = peer_mentors, scenario_evaluation_config, scenario_notifications
 
-    asked = select(func.unnest(cast(bindparam("mentor_ids"), ARRAY(Uuid(as_uuid=False)))).label("user_id")).subquery(
-        "asked"
-    )
+    key = Uuid(as_uuid=False)
+    asked = select(func.unnest(cast(bindparam("mentor_ids"), ARRAY(key)), type_=key).label("user_id")).subquery("asked")
     # Left join: a mentor who left since the list was made is evaluated, and matches nothing.
     page = (
         select(asked.c.user_id, mentor.c.organisation_id, mentor.c.joined_on, mentor.c.notifications_opt_out)
@@ -305,7 +314,12 @@ def decision_statement(scenario_types: tuple[str, ...]) -> Executable:
         else_=_LOST_RACE,
     )
     matches = (
-        select(decided.c.user_id, decided.c.organisation_id, decided.c.scenario_type, outcome.label("outcome"))
+        select(
+            decided.c.user_id,
+            (decided.c.user_id if by_mentor else decided.c.organisation_id).label("counted_for"),
+            decided.c.scenario_type,
+            outcome.label("outcome"),
+        )
         .select_from(decided)
         .join(
             dispatched,
@@ -314,21 +328,22 @@ def decision_statement(scenario_types: tuple[str, ...]) -> Executable:
         )
         .subquery("matches")
     )
+    evaluated_for = page.c.user_id if by_mentor else page.c.organisation_id
     return union_all(
         select(
-            page.c.organisation_id,
+            evaluated_for.label("counted_for"),
             cast(null(), Text).label("scenario_type"),
             literal(_EVALUATED).label("outcome"),
             func.count().label("n"),
             cast(null(), ARRAY(Uuid(as_uuid=False))).label("mentor_ids"),
-        ).group_by(page.c.organisation_id),
+        ).group_by(evaluated_for),
         select(
-            matches.c.organisation_id,
+            matches.c.counted_for,
             matches.c.scenario_type,
             matches.c.outcome,
             func.count(),
             func.array_agg(matches.c.user_id, type_=ARRAY(Uuid(as_uuid=False))).filter(matches.c.outcome == _LOST_RACE),
-        ).group_by(matches.c.organisation_id, matches.c.scenario_type, matches.c.outcome),
+        ).group_by(matches.c.counted_for, matches.c.scenario_type, matches.c.outcome),
     )
 
 

@@ -85,18 +85,19 @@ def driver_url(url: str, driver: str) -> str:
     return urlsplit(url)._replace(scheme=f"postgresql+{driver}").geturl()
 
 
-def connect(url: str, *, connect_timeout_seconds: float = 5.0) -> Engine:
+def connect(url: str, *, connect_timeout_seconds: float = 5.0, connections: int = 2) -> Engine:
     """Return an engine for the scheduler's own database; nothing is connected yet.
 
     Args:
         url: a `postgresql://` URL.
         connect_timeout_seconds: bound of one connection attempt; libpq takes whole seconds from 2 on.
+        connections: how many may be open at once.
     """
     address = make_url(driver_url(url, "psycopg"))
     own_options = address.query.get("options", "")
     return create_engine(
         address,
-        pool_size=2,
+        pool_size=connections,
         max_overflow=0,
         pool_timeout=connect_timeout_seconds,
         connect_args={

@@ -6,17 +6,19 @@ belong here: deciding what is due (`engines.sql`) or when a run is over (`invoca
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
 from typing import Any
 
 from sqlalchemy import (
+    ARRAY,
     ColumnElement,
     Connection,
     Integer,
     ScalarSelect,
     Select,
+    Uuid,
     and_,
     bindparam,
     case,
@@ -179,6 +181,15 @@ def unknown_organisations(connection: Connection, organisation_ids: tuple[str, .
     return sorted(set(organisation_ids) - set(rows))
 
 
+def organisations_of(connection: Connection, mentor_ids: Sequence[str]) -> dict[str, str]:
+    """Return the organisation of each of these mentors who is active."""
+    mentor = peer_mentors
+    statement = select(mentor.c.id, mentor.c.organisation_id).where(
+        mentor.c.id == func.any(cast(list(mentor_ids), ARRAY(Uuid(as_uuid=False)))), mentor.c.status == "active"
+    )
+    return {row.id: row.organisation_id for row in connection.execute(statement)}
+
+
 def claim_page(connection: Connection, page: Page, invocation_id: str) -> PageResult | None:
     """Begin a page: insert its row, or return what it came to if it was committed before.
 
@@ -202,17 +213,24 @@ def read_page(connection: Connection, page_number: int, invocation_id: str | Non
     row = connection.execute(
         select(table).where(table.c.invocation_id == invocation_id, table.c.page_number == page_number)
     ).one_or_none()
-    return None if row is None else PageResult(_stats_of(row), _errors_of(row))
+    return None if row is None else _result_of(row)
 
 
 def complete_page(connection: Connection, page: Page, invocation_id: str, result: PageResult) -> None:
-    """Write a page's totals, in the page's own transaction."""
+    """Write a page's totals, in the page's own transaction.
+
+    The next run starts with the first mentor that is left. Where that is the first of the page, it comes last: the
+    mentor before it stands on another page.
+    """
     stats = result.stats
+    settled = page.mentor_ids.index(result.left[0]) if result.left else len(page.mentor_ids)
     connection.execute(
         update(scheduler_run_pages)
         .where(scheduler_run_pages.c.invocation_id == invocation_id, scheduler_run_pages.c.page_number == page.number)
         .values(
             **stats.totals(),
+            last_mentor_id=page.mentor_ids[max(settled, 1) - 1],
+            left_mentor_ids=list(result.left),
             evaluated_by_organisation=stats.evaluated_by_organisation,
             outcomes=stats.outcome_rows(),
             errors=[
@@ -231,7 +249,7 @@ def read_pages(connection: Connection, invocation_id: str) -> dict[int, PageResu
     """Return what the committed pages of an invocation came to, by page number."""
     table = scheduler_run_pages
     rows = connection.execute(select(table).where(table.c.invocation_id == invocation_id).order_by(table.c.page_number))
-    return {row.page_number: PageResult(_stats_of(row), _errors_of(row)) for row in rows}
+    return {row.page_number: _result_of(row) for row in rows}
 
 
 def read_request(connection: Connection, invocation_id: str) -> tuple[RunRequest, int, datetime] | None:
@@ -336,6 +354,10 @@ def organisation_names(connection: Connection, organisation_ids: Collection[str]
     table = organisations
     rows = connection.execute(select(table.c.id, table.c.name).where(table.c.id.in_(organisation_ids)))
     return {row.id: row.name for row in rows}
+
+
+def _result_of(row: Any) -> PageResult:
+    return PageResult(_stats_of(row), _errors_of(row), tuple(row.left_mentor_ids))
 
 
 def _stats_of(row: Any) -> BatchStats:

@@ -126,6 +126,16 @@ scheduler_run_pages = Table(
     Column("evaluated_by_organisation", JSONB, nullable=False),
     Column("outcomes", JSONB, nullable=False),
     Column("errors", JSONB, nullable=False),
+    Column("left_mentor_ids", ARRAY(_UUID), nullable=False),
+)
+
+trigger_engine_replies = Table(
+    "trigger_engine_replies",
+    metadata,
+    Column("idempotency_key", Text, primary_key=True),
+    Column("request_fingerprint", Text, nullable=False),
+    Column("reply", JSONB),
+    Column("created_at", _MOMENT, nullable=False),
 )
 
 scheduler_run_requests = Table(

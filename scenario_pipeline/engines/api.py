@@ -1,0 +1,236 @@
+"""The HTTP API of a trigger engine (contract section 6): its messages, and what an answer to a call means.
+
+Belongs here: the shapes both ends agree on, and total functions from status code, header and body to a verdict. Does
+not belong here: calling (`engines.http`) or answering (`engines.service`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import date, datetime
+from email.utils import parsedate_to_datetime
+from enum import Enum
+from typing import Annotated, Literal, assert_never
+from uuid import UUID
+
+from pydantic import UUID4, BaseModel, ConfigDict, FailFast, Field, ValidationError
+
+from scenario_pipeline.errors import ErrorInfo, ErrorType
+from scenario_pipeline.events import UUID4_PATTERN, Name, Reason
+from scenario_pipeline.settings import MAX_ENGINE_CHUNK_SIZE
+
+EVALUATIONS_PATH = "/v1/evaluations"
+HEALTH_PATH = "/v1/health"
+MAX_REPLY_BYTES = 10 * 1024 * 1024
+# Brackets and commas of a reply: its values in memory are many times as large as `[],[],[]` is on the wire.
+MAX_REPLY_PARTS = 100_000
+
+_SHAPE = ConfigDict(frozen=True, strict=True, hide_input_in_errors=True)
+_Matches = Annotated[int, Field(ge=0, le=1000)]
+
+
+class EvaluationRequest(BaseModel):
+    """A list of mentors to evaluate."""
+
+    model_config = ConfigDict(**_SHAPE, extra="forbid")
+
+    invocation_id: UUID4 = Field(json_schema_extra={"format": "uuid", "pattern": UUID4_PATTERN})
+    evaluation_date: date
+    scenario_types: Annotated[list[Name], Field(min_length=1, max_length=64), FailFast()]
+    dispatch_mode: Literal["live", "dry_run"]
+    peer_mentor_ids: Annotated[
+        list[UUID],
+        Field(min_length=1, max_length=MAX_ENGINE_CHUNK_SIZE, json_schema_extra={"uniqueItems": True}),
+        FailFast(),
+    ]
+
+
+class RemoteError(BaseModel):
+    """An error as an engine tells it."""
+
+    model_config = _SHAPE
+
+    error_type: str = Field(json_schema_extra={"enum": [kind.value for kind in ErrorType]})
+    error_message: str = ""
+
+    def info(self) -> ErrorInfo:
+        """Return it as our own value: an unknown type is `evaluation_logic_error`, the message is sanitised."""
+        known = self.error_type in {kind.value for kind in ErrorType}
+        kind = ErrorType(self.error_type) if known else ErrorType.EVALUATION_LOGIC
+        return ErrorInfo(kind, self.error_message or "the trigger engine gave no reason")
+
+
+class MentorResult(BaseModel):
+    """What became of one mentor."""
+
+    model_config = _SHAPE
+
+    peer_mentor_id: UUID
+    dispatched: dict[Name, _Matches]
+    suppressed: dict[Reason, _Matches]
+    error: RemoteError | None = None
+
+
+class EvaluationReply(BaseModel):
+    """One result for each mentor asked about."""
+
+    model_config = _SHAPE
+
+    results: Annotated[list[MentorResult], FailFast()]
+
+
+class ErrorReply(BaseModel):
+    """The body of every reply that is not 200."""
+
+    model_config = _SHAPE
+
+    error: RemoteError
+
+
+class Verdict(Enum):
+    """What a status code says about a call.
+
+    `ANSWERED` is to be read; `CONTENT` concerns the mentors asked about; `MISCONFIGURED` would be the same for any
+    other mentor and fails the run; the others may be different next time.
+    """
+
+    ANSWERED = "answered"
+    CONTENT = "content"
+    MISCONFIGURED = "misconfigured"
+    CONFLICT = "conflict"
+    TIMED_OUT = "timed out"
+    UNAVAILABLE = "unavailable"
+
+
+def verdict_of(status: int) -> Verdict:
+    """Tell what any number in the place of a status code says."""
+    match status:
+        case 200:
+            return Verdict.ANSWERED
+        case 400 | 413 | 422:
+            return Verdict.CONTENT
+        case 408 | 504:
+            return Verdict.TIMED_OUT
+        # Another request with the same key, or for the same mentors, is in hand.
+        case 409 | 423 | 425:
+            return Verdict.CONFLICT
+        case 429:
+            return Verdict.UNAVAILABLE
+        case _ if 400 <= status <= 499:
+            return Verdict.MISCONFIGURED
+        case _:
+            return Verdict.UNAVAILABLE
+
+
+@dataclass(frozen=True)
+class CallFailure:
+    """Why a call brought no results, and what may be done about it.
+
+    Attributes:
+        info: what is told.
+        fails_run: whether every other call would fail alike.
+        splits: whether the mentors of the chunk are to be asked about in halves.
+        retries: whether the same call may succeed later.
+        retry_after_seconds: how long the engine wants to be left alone; None if it does not say.
+    """
+
+    info: ErrorInfo
+    fails_run: bool = False
+    splits: bool = False
+    retries: bool = False
+    retry_after_seconds: float | None = None
+
+
+def unreachable(message: str) -> CallFailure:
+    """Return the failure of a call that was refused, cut off, or answered with something that is no reply."""
+    return CallFailure(ErrorInfo(ErrorType.NETWORK, message), retries=True)
+
+
+def timed_out(message: str) -> CallFailure:
+    """Return the failure of a call that was not answered in time."""
+    return CallFailure(ErrorInfo(ErrorType.TIMEOUT, message), retries=True)
+
+
+def failure_of(status: int, headers: Mapping[str, str], body: bytes, now: datetime) -> CallFailure:
+    """Tell what went wrong with a call that was answered with something else than results.
+
+    Args:
+        status: any status code; 200 where the body was not what it should be.
+        headers: of the reply, with names in lower case.
+        body: of the reply, whatever it is.
+        now: the present moment, for a `Retry-After` that is a date.
+    """
+    told = told_error(body) if is_json(headers) else None
+    sentence = f"the trigger engine answered with HTTP status {status}"
+    if told is not None:
+        sentence = f"{sentence}: {told.error_message}"
+    match verdict := verdict_of(status):
+        case Verdict.CONTENT:
+            return CallFailure(ErrorInfo(ErrorType.EVALUATION_LOGIC, sentence), splits=True)
+        case Verdict.MISCONFIGURED:
+            advice = f"{sentence}; check SCENARIO_ENGINE_URL and SCENARIO_ENGINE_TOKEN"
+            return CallFailure(ErrorInfo(ErrorType.EVALUATION_LOGIC, advice), fails_run=True)
+        case Verdict.CONFLICT:
+            kind = ErrorType.EVALUATION_LOGIC
+        case Verdict.TIMED_OUT:
+            kind = ErrorType.TIMEOUT
+        case Verdict.UNAVAILABLE:
+            kind = ErrorType.NETWORK
+        case Verdict.ANSWERED:
+            kind = ErrorType.NETWORK
+            sentence = sentence if told is not None else "the trigger engine's reply has not the expected shape"
+        case _:
+            assert_never(verdict)
+    splits = False
+    if told is not None:
+        kind = told.error_type
+        splits = kind is ErrorType.EVALUATION_LOGIC and verdict is not Verdict.CONFLICT
+    after = retry_after_seconds(headers.get("retry-after"), now) if status in (429, 503) else None
+    return CallFailure(ErrorInfo(kind, sentence), splits=splits, retries=not splits, retry_after_seconds=after)
+
+
+def told_error(body: bytes) -> ErrorInfo | None:
+    """Return what a body `{"error": {"error_type": ...}}` with one of the four types says, else None."""
+    if not is_modest(body):
+        return None
+    try:
+        error = ErrorReply.model_validate_json(body).error
+    except ValidationError:
+        return None
+    return error.info() if error.error_type in {kind.value for kind in ErrorType} else None
+
+
+def read_reply(headers: Mapping[str, str], body: bytes) -> EvaluationReply | None:
+    """Return the results that a body holds, or None if it is no reply."""
+    if not is_json(headers) or not is_modest(body):
+        return None
+    try:
+        return EvaluationReply.model_validate_json(body)
+    except ValidationError:
+        return None
+
+
+def is_json(headers: Mapping[str, str]) -> bool:
+    """Whether a body says that it is JSON."""
+    return headers.get("content-type", "").split(";")[0].strip().lower() == "application/json"
+
+
+def is_modest(body: bytes) -> bool:
+    """Whether a body cannot grow beyond a few megabytes when it is read."""
+    return sum(body.count(sign) for sign in (b"[", b"{", b",")) <= MAX_REPLY_PARTS
+
+
+_SECONDS = re.compile(r"[0-9]{1,9}")
+
+
+def retry_after_seconds(value: str | None, now: datetime) -> float | None:
+    """Read a `Retry-After` (RFC 9110, section 10.2.3): seconds or a date; None if it is neither."""
+    text = (value or "").strip()
+    if _SECONDS.fullmatch(text):
+        return float(text)
+    try:
+        return max(0.0, (parsedate_to_datetime(text) - now).total_seconds())
+    except (ValueError, TypeError, OverflowError):  # TypeError: a date without a zone
+        return None

@@ -1,0 +1,426 @@
+"""The trigger engine that the project serves itself: the API of `engines.api` on top of the `sql` engine's evaluation.
+
+Belongs here: who may call, what a request may be, the first reply to a repeated key, and the server's start and end.
+Does not belong here: what is due (`scenarios`) or how it is dispatched (`engines.sql`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import signal
+import socket
+import time
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Annotated, Any
+from uuid import UUID
+
+import uvicorn
+from fastapi import Depends, FastAPI, Header, Request
+from fastapi.concurrency import run_in_threadpool
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from pydantic import BaseModel, ValidationError
+from sqlalchemy import ARRAY, Connection, Engine, Uuid, cast, delete, func, select, update
+from sqlalchemy.dialects.postgresql import insert
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+from scenario_pipeline.batch_stats import DISPATCHED
+from scenario_pipeline.engines.api import (
+    EVALUATIONS_PATH,
+    HEALTH_PATH,
+    ErrorReply,
+    EvaluationReply,
+    EvaluationRequest,
+    RemoteError,
+)
+from scenario_pipeline.engines.sql import Evaluation
+from scenario_pipeline.errors import BudgetSpentError, ErrorInfo, ErrorType, SystemicError, UserError, classify
+from scenario_pipeline.events import EngineAnswered, EngineRefused, EngineStarted, EngineStopped
+from scenario_pipeline.records import Page, RunRequest
+from scenario_pipeline.scenarios import registry
+from scenario_pipeline.settings import is_loopback
+from scenario_pipeline.storage import ledger
+from scenario_pipeline.storage.database import check_schema
+from scenario_pipeline.storage.tables import peer_mentors, trigger_engine_replies
+from scenario_pipeline.structured_logger import StructuredLogger
+from scenario_pipeline.time_budget import TimeBudget
+
+MAX_REQUEST_BYTES = 1024 * 1024
+# How long a client may take to send a request, and how long one is evaluated.
+READING_SECONDS = 10.0
+REQUEST_SECONDS = 25.0
+# How many requests are evaluated side by side; others wait for their turn.
+CONNECTIONS = 8
+# A reply is needed for as long as its run may ask again, which is at most a day.
+REPLIES_KEPT = timedelta(days=7)
+# Each request adds one reply and takes away up to so many old ones: the table cannot outgrow a week's requests.
+REPLIES_REMOVED = 10
+
+_NOT_IN_A_RUN = dict.fromkeys(
+    ("invocation_id", "dagster_run_id", "dagster_job_name", "dagster_step_key", "dagster_partition_key")
+)
+_BEARER = HTTPBearer(auto_error=False)
+_STATUSES = {
+    400: "The body is no JSON of the agreed shape.",
+    401: "The bearer token is missing or wrong.",
+    404: "There is no such path.",
+    405: "The path has no such method.",
+    408: "The request was not sent in time.",
+    413: "The body is larger than 1 MiB.",
+    415: "The body is not declared as application/json.",
+    422: "The Idempotency-Key is missing or was used for another request, or a scenario is not installed.",
+    500: "The evaluation failed.",
+    503: "The database is out of reach or busy: ask again.",
+    504: "The evaluation took too long.",
+}
+
+
+def _documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    return {status: {"model": ErrorReply, "description": _STATUSES[status]} for status in statuses}
+
+
+def _request_schema() -> dict[str, Any]:
+    schema = EvaluationRequest.model_json_schema()
+    schema["properties"]["scenario_types"]["items"]["enum"] = list(registry())
+    return schema
+
+
+class Health(BaseModel):
+    """The service can answer, and so can its database."""
+
+    status: str
+
+
+class RefusedError(Exception):
+    """A request that is answered with an error.
+
+    Args:
+        status: the HTTP status.
+        info: what the body says.
+        invocation_id: whose request it was, if that is known.
+    """
+
+    def __init__(self, status: int, info: ErrorInfo, invocation_id: str | None = None) -> None:
+        super().__init__(info.error_message)
+        self.status, self.info, self.invocation_id = status, info, invocation_id
+
+
+def _refused(status: int, sentence: str) -> RefusedError:
+    return RefusedError(status, ErrorInfo(ErrorType.EVALUATION_LOGIC, sentence))
+
+
+@dataclass
+class EngineService:
+    """Answers requests for evaluations.
+
+    Attributes:
+        database: engine on the scheduler's own database.
+        token: what callers must bear, or None to let anyone call.
+        logger: the shared logger.
+        requests: how many were answered so far.
+    """
+
+    database: Engine
+    token: str | None = field(repr=False)
+    logger: StructuredLogger
+    requests: int = 0
+
+    def _logger_of(self, invocation_id: str | None) -> StructuredLogger:
+        """Return the logger with the common fields, which are null where a request belongs to no known run."""
+        return self.logger.bind(**_NOT_IN_A_RUN | {"invocation_id": invocation_id, "dagster_run_id": invocation_id})
+
+    def app(self) -> FastAPI:
+        """Return the ASGI application; its OpenAPI document stands at /v1/openapi.json."""
+        app = FastAPI(
+            title="Scenario trigger engine",
+            version="1",
+            openapi_url="/v1/openapi.json",
+            docs_url=None,
+            redoc_url=None,
+            responses=_documented(404, 405, 500),
+        )
+
+        def authorised(found: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)]) -> None:
+            given = b"" if found is None else found.credentials.encode("utf-8", "surrogateescape")
+            if self.token is not None and not hmac.compare_digest(given, self.token.encode()):
+                raise _refused(401, "the bearer token is missing or wrong")
+
+        @app.post(
+            EVALUATIONS_PATH,
+            dependencies=[Depends(authorised)],
+            responses=_documented(400, 401, 408, 413, 415, 422, 503, 504),
+            openapi_extra={
+                "requestBody": {
+                    "required": True,
+                    "content": {"application/json": {"schema": _request_schema()}},
+                }
+            },
+            response_model=EvaluationReply,
+        )
+        async def evaluate(
+            request: Request,
+            idempotency_key: Annotated[str, Header(min_length=1, max_length=200, pattern=r"^[!-~]+$")],
+        ) -> JSONResponse:
+            """Evaluate a list of mentors once, however often it is asked for with the same Idempotency-Key."""
+            asked = await _read(request)
+            answer = await run_in_threadpool(self.evaluate, idempotency_key, asked)
+            self.requests += 1
+            return JSONResponse(answer)
+
+        @app.get(HEALTH_PATH, responses=_documented(503))
+        def health() -> Health:
+            """Say that the service can answer, and that its database fits."""
+            try:
+                with self.database.connect() as connection, connection.begin():
+                    ledger.limit_statement_time(connection, 2.0)
+                    check_schema(connection)
+            except Exception as exc:  # noqa: BLE001 - the boundary of the request: whatever it is, we cannot work
+                failure = classify(exc)
+            else:
+                return Health(status="ok")
+            raise RefusedError(503, failure)
+
+        @app.exception_handler(RefusedError)
+        async def refuse(_request: Request, exc: RefusedError) -> JSONResponse:
+            return self._refuse(exc)
+
+        @app.exception_handler(RequestValidationError)
+        async def refuse_headers(_request: Request, _exc: RequestValidationError) -> JSONResponse:
+            return self._refuse(_refused(422, "the idempotency key must have 1 to 200 ASCII characters"))
+
+        @app.exception_handler(HTTPException)
+        async def refuse_path(_request: Request, exc: HTTPException) -> JSONResponse:
+            sentence = "there is no such path" if exc.status_code == 404 else "the request is not understood"
+            response = self._refuse(_refused(exc.status_code, sentence))
+            response.headers.update(exc.headers or {})
+            return response
+
+        return app
+
+    def _refuse(self, exc: RefusedError) -> JSONResponse:
+        self._logger_of(exc.invocation_id).emit(EngineRefused(exc.status, exc.info.error_type, exc.info.error_message))
+        self.requests += 1
+        body = ErrorReply(error=RemoteError(error_type=exc.info.error_type.value, error_message=exc.info.error_message))
+        headers = {401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": "1"}}.get(exc.status, {})
+        return JSONResponse(body.model_dump(), status_code=exc.status, headers=headers)
+
+    def evaluate(self, idempotency_key: str, asked: EvaluationRequest) -> dict[str, Any]:
+        """Return the reply to a request: the first one if the key was used before.
+
+        Raises:
+            RefusedError: the request cannot be answered now, or never.
+        """
+        started = time.monotonic()
+        invocation_id = str(asked.invocation_id)
+        try:
+            unknown = sorted(set(asked.scenario_types) - set(registry()))
+            if unknown:
+                raise _refused(422, "a scenario of scenario_types is not installed here")
+            reply, repeated = self._reply(idempotency_key, asked)
+        except RefusedError:
+            raise
+        except Exception as exc:  # noqa: BLE001 - the boundary of the request: every failure is an answer
+            failure = exc.info if isinstance(exc, SystemicError) else classify(exc)
+            refusal = RefusedError(_status_of(failure, exc), failure, invocation_id)
+        else:
+            results = reply["results"]
+            errors = sum(result["error"] is not None for result in results)
+            self._logger_of(invocation_id).emit(
+                EngineAnswered(
+                    total_evaluated=len(results) - errors,
+                    total_dispatched=sum(sum(result["dispatched"].values()) for result in results),
+                    total_suppressed=sum(sum(result["suppressed"].values()) for result in results),
+                    total_errors=errors,
+                    repeated=repeated,
+                    duration_ms=int((time.monotonic() - started) * 1000),
+                )
+            )
+            return reply
+        raise refusal
+
+    def _reply(self, idempotency_key: str, asked: EvaluationRequest) -> tuple[dict[str, Any], bool]:
+        """Return the reply and whether it was given before; work and reply are committed together or not at all."""
+        table = trigger_engine_replies
+        fingerprint = hashlib.sha256(asked.model_dump_json().encode()).hexdigest()
+        budget = TimeBudget.start(REQUEST_SECONDS)
+        with self.database.begin() as connection:
+            ledger.limit_statement_time(connection, budget.remaining_seconds)
+            # A second request with the same key waits here until the first has ended, however that goes.
+            claimed = connection.execute(
+                insert(table)
+                .values(
+                    idempotency_key=idempotency_key,
+                    request_fingerprint=fingerprint,
+                    created_at=func.clock_timestamp(),
+                )
+                .on_conflict_do_nothing()
+                .returning(table.c.idempotency_key)
+            ).scalar_one_or_none()
+            own = table.c.idempotency_key == idempotency_key
+            if claimed is None:
+                first = connection.execute(select(table).where(own)).one()
+                if first.request_fingerprint != fingerprint:
+                    raise _refused(422, "the idempotency key was used for another request")
+                return first.reply, True
+            with connection.begin_nested() as savepoint:
+                reply = _evaluate(connection, asked, budget)
+                if asked.dispatch_mode == "dry_run":
+                    savepoint.rollback()
+            answer = reply.model_dump(mode="json")
+            connection.execute(update(table).where(own).values(reply=answer))
+            _remove_old_replies(connection)
+            return answer, False
+
+
+def _remove_old_replies(connection: Connection) -> None:
+    table = trigger_engine_replies
+    old = (
+        select(table.c.idempotency_key)
+        .where(table.c.created_at < func.clock_timestamp() - REPLIES_KEPT)
+        .order_by(table.c.created_at)
+        .limit(REPLIES_REMOVED)
+        .with_for_update(skip_locked=True)
+    )
+    connection.execute(delete(table).where(table.c.idempotency_key.in_(old)))
+
+
+def _evaluate(connection: Connection, asked: EvaluationRequest, budget: TimeBudget) -> EvaluationReply:
+    """Evaluate those of the mentors that exist, each counted on its own."""
+    mentor_ids = [str(mentor_id) for mentor_id in asked.peer_mentor_ids]
+    existing = set(
+        connection.execute(
+            select(peer_mentors.c.id).where(peer_mentors.c.id == func.any(cast(mentor_ids, ARRAY(Uuid(as_uuid=False)))))
+        ).scalars()
+    )
+    request = RunRequest(
+        evaluation_date=asked.evaluation_date,
+        scenario_types=tuple(sorted(set(asked.scenario_types))),
+        organisation_ids=(),
+        dispatch_mode=asked.dispatch_mode,
+        engine="sql",
+        time_budget_seconds=budget.seconds,
+        page_size=None,
+        triggered_by="manual",
+    )
+    page = Page(1, tuple(mentor_id for mentor_id in mentor_ids if mentor_id in existing), request)
+    result = Evaluation(connection, page, str(asked.invocation_id), budget, by_mentor=True).run()
+    errors = {item.peer_mentor_id: item.error for item in result.errors}
+    unknown = ErrorInfo(ErrorType.EVALUATION_LOGIC, "there is no such mentor")
+    errors |= dict.fromkeys((mentor_id for mentor_id in mentor_ids if mentor_id not in existing), unknown)
+    dispatched: dict[str, Counter[str]] = {mentor_id: Counter() for mentor_id in mentor_ids}
+    suppressed: dict[str, Counter[str]] = {mentor_id: Counter() for mentor_id in mentor_ids}
+    for (mentor_id, scenario, outcome), n in result.stats.outcomes.items():
+        if outcome == DISPATCHED:
+            dispatched[mentor_id][scenario] += n
+        else:
+            suppressed[mentor_id][outcome] += n
+    return EvaluationReply.model_validate(
+        {
+            "results": [
+                {
+                    "peer_mentor_id": UUID(mentor_id),
+                    "dispatched": dict(dispatched[mentor_id]),
+                    "suppressed": dict(suppressed[mentor_id]),
+                    "error": _told(errors.get(mentor_id)),
+                }
+                for mentor_id in mentor_ids
+            ]
+        }
+    )
+
+
+def _told(info: ErrorInfo | None) -> RemoteError | None:
+    if info is None:
+        return None
+    return RemoteError(error_type=info.error_type.value, error_message=info.error_message)
+
+
+def _status_of(failure: ErrorInfo, exc: Exception) -> int:
+    if isinstance(exc, BudgetSpentError) or failure.error_type is ErrorType.TIMEOUT:
+        return 504
+    return 503 if failure.error_type is ErrorType.NETWORK or failure.is_worth_a_retry else 500
+
+
+async def _read(request: Request) -> EvaluationRequest:
+    """Read a body of bounded size in bounded time, and hold it against its shape.
+
+    Raises:
+        RefusedError: it is none of ours; the sentence names places, never values.
+    """
+    if request.headers.get("content-type", "").split(";")[0].strip().lower() != "application/json":
+        raise _refused(415, "the body must be application/json")
+    body = bytearray()
+    try:
+        async with asyncio.timeout(READING_SECONDS):
+            async for part in request.stream():
+                body += part
+                if len(body) > MAX_REQUEST_BYTES:
+                    raise _refused(413, f"the body is larger than {MAX_REQUEST_BYTES} bytes")
+    except ClientDisconnect:
+        raise _refused(400, "the request was cut off") from None
+    except TimeoutError:
+        raise _refused(408, "the request was not sent in time") from None
+    try:
+        asked = EvaluationRequest.model_validate_json(bytes(body))
+    except ValidationError as exc:
+        ours = EvaluationRequest.model_fields
+        places = sorted({str(error["loc"][0]) for error in exc.errors() if error["loc"] and error["loc"][0] in ours})
+        sentence = (
+            f"the body does not fit at {', '.join(places)}" if places else "the body is no request for evaluations"
+        )
+        raise _refused(400, sentence) from None
+    if len(set(asked.peer_mentor_ids)) != len(asked.peer_mentor_ids):
+        raise _refused(400, "the body names a mentor twice in peer_mentor_ids")
+    return asked
+
+
+def check_may_start(host: str, token: str | None, *, allow_anonymous: bool) -> None:
+    """Refuse to serve anyone who can reach the port without a token.
+
+    Raises:
+        UserError: no token is set, and it was not asked for or the address is not this machine's own.
+    """
+    if token is not None:
+        return
+    if not (allow_anonymous and is_loopback(host)):
+        raise UserError(
+            "The engine needs SCENARIO_ENGINE_TOKEN; without one it serves only this machine: "
+            "--host 127.0.0.1 --allow-anonymous."
+        )
+
+
+def serve(database: Engine, listener: socket.socket, token: str | None) -> None:
+    """Answer requests until SIGINT or SIGTERM, then those in hand, then return."""
+    logger = StructuredLogger().bind(**_NOT_IN_A_RUN)
+    service = EngineService(database, token, logger)
+    app = service.app()
+    port = listener.getsockname()[1]
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        logger.emit(EngineStarted(port, token is not None))
+        yield
+        logger.emit(EngineStopped(service.requests))
+
+    app.router.lifespan_context = lifespan
+    config = uvicorn.Config(
+        app,
+        access_log=False,
+        log_config=None,
+        # stdout holds events only, and a stack trace may quote anything.
+        log_level="critical",
+        timeout_graceful_shutdown=int(REQUEST_SECONDS),
+        server_header=False,
+    )
+    # uvicorn raises the signal once more when it has ended, for whoever handled it before: nobody needs to.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: None)
+    uvicorn.Server(config).run(sockets=[listener])
