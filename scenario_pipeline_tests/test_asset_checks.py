@@ -213,6 +213,16 @@ def changed(line: bytes, **values: Any) -> bytes:
     return json.dumps(json.loads(line) | values).encode()
 
 
+def test_notifications_that_a_remote_engine_keeps_elsewhere_are_not_missed(
+    run: Run, instance: DagsterInstance, engine: Engine
+) -> None:
+    """An organisation's own engine writes into its own database: red on every date would teach people to look away."""
+    invocation, lines = agreeing(run, instance, engine)
+    assert list(disagreements(replace(invocation, engine="http", notifications=0), lines, None)) == []
+    assert list(disagreements(replace(invocation, engine="http", notifications=1), lines, None)) != []
+    assert list(disagreements(replace(invocation, engine="sql", notifications=0), lines, None)) != []
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [

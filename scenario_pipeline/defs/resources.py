@@ -115,7 +115,7 @@ def _trigger_engine(name: str, engine: Engine, resources: ExitStack) -> TriggerE
     settings = Settings.from_environment()
     http = HttpTriggerEngine(
         engine,
-        settings.needed_engine_url,
+        settings.engine_url,
         settings.engine_token,
         concurrency=settings.engine_concurrency,
         chunk_size=settings.engine_chunk_size,

@@ -23,12 +23,14 @@ from scenario_pipeline.settings import MAX_ENGINE_CHUNK_SIZE
 
 EVALUATIONS_PATH = "/v1/evaluations"
 HEALTH_PATH = "/v1/health"
+# How long the caller waits for the answer: what is not committed by then would be in no total.
+TIME_LEFT_HEADER = "Scenario-Time-Left-Ms"
 MAX_REPLY_BYTES = 10 * 1024 * 1024
 # Brackets and commas of a reply: its values in memory are many times as large as `[],[],[]` is on the wire.
 MAX_REPLY_PARTS = 100_000
 
 _SHAPE = ConfigDict(frozen=True, strict=True, hide_input_in_errors=True)
-_Matches = Annotated[int, Field(ge=0, le=1000)]
+_Matches = Annotated[int, Field(ge=0, le=64)]
 
 
 class EvaluationRequest(BaseModel):
@@ -68,7 +70,8 @@ class MentorResult(BaseModel):
     model_config = _SHAPE
 
     peer_mentor_id: UUID
-    dispatched: dict[Name, _Matches]
+    # At most one notification for a mentor, scenario and date (contract section 4).
+    dispatched: dict[Name, Annotated[int, Field(ge=0, le=1)]]
     suppressed: dict[Reason, _Matches]
     error: RemoteError | None = None
 
@@ -153,7 +156,7 @@ def timed_out(message: str) -> CallFailure:
     return CallFailure(ErrorInfo(ErrorType.TIMEOUT, message), retries=True)
 
 
-def failure_of(status: int, headers: Mapping[str, str], body: bytes, now: datetime) -> CallFailure:
+def failure_of(status: int, headers: Mapping[str, str], body: bytes | bytearray, now: datetime) -> CallFailure:
     """Tell what went wrong with a call that was answered with something else than results.
 
     Args:
@@ -191,7 +194,7 @@ def failure_of(status: int, headers: Mapping[str, str], body: bytes, now: dateti
     return CallFailure(ErrorInfo(kind, sentence), splits=splits, retries=not splits, retry_after_seconds=after)
 
 
-def told_error(body: bytes) -> ErrorInfo | None:
+def told_error(body: bytes | bytearray) -> ErrorInfo | None:
     """Return what a body `{"error": {"error_type": ...}}` with one of the four types says, else None."""
     if not is_modest(body):
         return None
@@ -202,7 +205,12 @@ def told_error(body: bytes) -> ErrorInfo | None:
     return error.info() if error.error_type in {kind.value for kind in ErrorType} else None
 
 
-def read_reply(headers: Mapping[str, str], body: bytes) -> EvaluationReply | None:
+def max_reply_bytes(mentors: int) -> int:
+    """Return how large a reply about so many mentors may be: many replies are in memory at once."""
+    return min(MAX_REPLY_BYTES, 64 * 1024 + mentors * 16 * 1024)
+
+
+def read_reply(headers: Mapping[str, str], body: bytes | bytearray) -> EvaluationReply | None:
     """Return the results that a body holds, or None if it is no reply."""
     if not is_json(headers) or not is_modest(body):
         return None
@@ -217,7 +225,7 @@ def is_json(headers: Mapping[str, str]) -> bool:
     return headers.get("content-type", "").split(";")[0].strip().lower() == "application/json"
 
 
-def is_modest(body: bytes) -> bool:
+def is_modest(body: bytes | bytearray) -> bool:
     """Whether a body cannot grow beyond a few megabytes when it is read."""
     return sum(body.count(sign) for sign in (b"[", b"{", b",")) <= MAX_REPLY_PARTS
 

@@ -31,13 +31,14 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from scenario_pipeline.batch_stats import DISPATCHED, NO_ORGANISATION, UNKNOWN_SCENARIO, BatchStats, OutcomeKey
 from scenario_pipeline.engines.api import (
     EVALUATIONS_PATH,
-    MAX_REPLY_BYTES,
+    TIME_LEFT_HEADER,
     CallFailure,
     EvaluationReply,
     EvaluationRequest,
     MentorResult,
     Verdict,
     failure_of,
+    max_reply_bytes,
     read_reply,
     timed_out,
     unreachable,
@@ -75,7 +76,7 @@ class HttpTriggerEngine:
 
     Attributes:
         database: engine on the scheduler's own database.
-        url: base URL of the remote engine.
+        url: base URL of the remote engine; None fails the run.
         token: its bearer token, or None to send none.
         concurrency: how many requests are in hand at once.
         chunk_size: mentors a request.
@@ -84,7 +85,7 @@ class HttpTriggerEngine:
     """
 
     database: Engine
-    url: str = field(repr=False)
+    url: str | None = field(repr=False)
     token: str | None = field(repr=False)
     concurrency: int
     chunk_size: int
@@ -100,6 +101,9 @@ class HttpTriggerEngine:
 
         No transaction is open while the engine is asked. A page that is asked about again gets the first replies.
         """
+        if self.url is None:
+            sentence = "SCENARIO_ENGINE_URL is not set: the http engine needs the address of the trigger engine"
+            raise SystemicError(_unusable(sentence))
         try:
             with self.database.connect() as connection, connection.begin():
                 ledger.limit_statement_time(connection, max(budget.remaining_seconds, SETTLING_SECONDS))
@@ -187,7 +191,9 @@ class _Remote:
 
     def __init__(self, options: HttpTriggerEngine) -> None:
         self.options = options
+        self.answers = 0
         self.failures_in_a_row = 0
+        self.welcome_at = 0.0
         self._loop: _Loop | None = None
         self._thread: threading.Thread | None = None
         self.client: httpx.AsyncClient
@@ -305,12 +311,15 @@ class _PageCalls:
         starts = range(0, len(page.mentor_ids), size)
         self._waiting = deque(_Chunk(str(n), page.mentor_ids[i : i + size]) for n, i in enumerate(starts, start=1))
         self._in_hand: dict[str, _Chunk] = {}
+        self._sent: set[str] = set()
         self._without_answer: dict[str, _Chunk] = {}
-        self._why: dict[str, ErrorInfo] = {}
+        self._last: dict[str, CallFailure] = {}
+        self._calls: Counter[str] = Counter()
         self._evaluated: Counter[str] = Counter()
         self._outcomes: Counter[OutcomeKey] = Counter()
         self._errors: dict[str, ErrorInfo] = {}
         self._failure: ErrorInfo | None = None
+        self._stopped = False
         self._deadline: asyncio.Timeout | None = None
 
     async def run(self, seconds: float) -> PageResult:
@@ -330,7 +339,8 @@ class _PageCalls:
         return self._result()
 
     def stop(self) -> None:
-        """End the time for all calls now."""
+        """End the time for all calls now; who was not answered is left to the next run."""
+        self._stopped = True
         self._end_in(0.0)
 
     def _end_in(self, seconds: float) -> None:
@@ -347,12 +357,13 @@ class _PageCalls:
     async def _ask(self, chunk: _Chunk) -> None:
         """Settle a chunk in hand, if need be in halves until the mentors concerned are alone."""
         retrying = tenacity.AsyncRetrying(
-            stop=tenacity.stop_after_attempt(MAX_CALLS),
+            stop=lambda _state: self._calls[chunk.part] >= MAX_CALLS,
             retry=tenacity.retry_if_exception(self._is_worth_a_retry),
             wait=self._wait,
             before_sleep=lambda state: self._tell_retry(chunk, state),
             reraise=True,
         )
+        answers_before = self._remote.answers
         try:
             reply: EvaluationReply = await retrying(self._call, chunk)
         except _CallFailedError as exc:
@@ -362,26 +373,45 @@ class _PageCalls:
             return
         del self._in_hand[chunk.part]
         if not failure.splits:
-            self._without_answer[chunk.part] = chunk
+            self._give_up(chunk, answers_before)
         elif len(chunk.mentor_ids) == 1:
             self._errors[chunk.mentor_ids[0]] = failure.info
         else:
-            halves = chunk.halves()
-            self._in_hand |= {half.part: half for half in halves}
-            for half in halves:
-                await self._ask(half)
+            # The second half has not been sent: it waits like any other.
+            first, second = chunk.halves()
+            self._waiting.appendleft(second)
+            self._in_hand[first.part] = first
+            await self._ask(first)
+
+    def _give_up(self, chunk: _Chunk, answers_before: int) -> None:
+        """Tell a chunk that the engine cannot answer from an engine that answers nothing."""
+        if self._failure is None and self._remote.answers > answers_before:
+            self._errors |= dict.fromkeys(chunk.mentor_ids, self._last[chunk.part].info)
+        else:
+            self._without_answer[chunk.part] = chunk
 
     async def _ask_for_the_last_time(self, chunk: _Chunk) -> None:
         """Get the first reply of an engine that acted on a request, and whose answer was lost or came too late."""
+        if self._is_left(chunk):
+            return
         with contextlib.suppress(_CallFailedError):
             self._settle(chunk, await self._call(chunk))
+
+    def _is_left(self, chunk: _Chunk) -> bool:
+        """Whether nothing was done for a chunk in hand, so that its mentors are left: never sent, or refused whole."""
+        last = self._last.get(chunk.part)
+        refused = last is not None and (last.splits or last.retry_after_seconds is not None)
+        return chunk.part not in self._sent or refused
 
     def _is_worth_a_retry(self, exc: BaseException) -> bool:
         if not isinstance(exc, _CallFailedError) or not exc.failure.retries or self._failure is not None:
             return False
+        return (exc.failure.retry_after_seconds or 0.0) < self._seconds_left()
+
+    def _seconds_left(self) -> float:
+        """How long the calls of this page may still take; nothing once it ended, but for the last ask."""
         ends_at = self._deadline.when() if self._deadline is not None else None
-        left = (ends_at or 0.0) - asyncio.get_running_loop().time()
-        return (exc.failure.retry_after_seconds or 0.0) < left
+        return 0.0 if ends_at is None else ends_at - asyncio.get_running_loop().time()
 
     def _wait(self, state: tenacity.RetryCallState) -> float:
         """How long to wait, in seconds: what the engine asks for, else longer each time, and never quite the same."""
@@ -392,7 +422,7 @@ class _PageCalls:
         return tenacity.wait_exponential_jitter(multiplier=first, jitter=first)(state)
 
     def _tell_retry(self, chunk: _Chunk, state: tenacity.RetryCallState) -> None:
-        info = self._why[chunk.part]
+        info = self._last[chunk.part].info
         self._logger.emit(
             EngineCallRetried(self.page.number, chunk.part, state.attempt_number, info.error_type, info.error_message)
         )
@@ -403,14 +433,24 @@ class _PageCalls:
         Raises:
             _CallFailedError: there are no results; nothing else is raised but a cancellation.
         """
+        loop = asyncio.get_running_loop()
+        while (wait := self._remote.welcome_at - loop.time()) > 0:
+            await asyncio.sleep(wait)
         try:
             reply = await self._post(chunk)
         except _CallFailedError as exc:
-            self._why[chunk.part] = exc.failure.info
+            self._last[chunk.part] = exc.failure
+            # To be told to come back later is no attempt.
+            self._calls[chunk.part] += not exc.failure.retry_after_seconds
             if exc.failure.fails_run:
                 self._fail(exc.failure.info)
             elif exc.failure.splits:
                 self._heard()
+            elif 0 < (exc.failure.retry_after_seconds or 0.0) < self._seconds_left():
+                # An engine that asks to be left alone is neither down nor to be called meanwhile.
+                self._remote.welcome_at = max(
+                    self._remote.welcome_at, loop.time() + (exc.failure.retry_after_seconds or 0.0)
+                )
             else:
                 self._not_heard(exc.failure.info)
             raise
@@ -419,21 +459,27 @@ class _PageCalls:
 
     def _heard(self) -> None:
         """The engine is up: what it did not answer before is about those chunks, and not about the run."""
+        self._remote.answers += 1
         self._remote.failures_in_a_row = 0
-        for chunk in self._without_answer.values():
-            self._errors |= dict.fromkeys(chunk.mentor_ids, self._why[chunk.part])
-        self._without_answer.clear()
+        if self._failure is None:
+            for chunk in self._without_answer.values():
+                self._errors |= dict.fromkeys(chunk.mentor_ids, self._last[chunk.part].info)
+            self._without_answer.clear()
 
     def _not_heard(self, info: ErrorInfo) -> None:
         self._remote.failures_in_a_row += 1
-        if self._remote.failures_in_a_row >= BREAKER_CALLS:
-            sentence = f"the trigger engine failed {BREAKER_CALLS} calls in a row: {info.error_message}"
-            self._fail(ErrorInfo(info.error_type, sentence))
+        # Each request in hand may meet the same bad moment: that one of them was repeated in vain is the least.
+        if self._remote.failures_in_a_row >= max(BREAKER_CALLS, 2 * self._remote.options.concurrency):
+            self._not_answering(info)
+
+    def _not_answering(self, info: ErrorInfo) -> None:
+        self._fail(ErrorInfo(info.error_type, f"the trigger engine does not answer: {info.error_message}"))
 
     def _fail(self, info: ErrorInfo) -> None:
         """Send nothing more, and wait only shortly for what is in hand."""
         self._failure = self._failure or info
-        self._end_in(LAST_ASK_SECONDS)
+        if self._deadline is not None:
+            self._end_in(LAST_ASK_SECONDS)
 
     async def _post(self, chunk: _Chunk) -> EvaluationReply:
         request = self.page.request
@@ -444,17 +490,23 @@ class _PageCalls:
             dispatch_mode=request.dispatch_mode,
             peer_mentor_ids=[UUID(mentor_id) for mentor_id in chunk.mentor_ids],
         )
+        seconds = min(CALL_SECONDS, max(self._seconds_left(), LAST_ASK_SECONDS))
+        self._sent.add(chunk.part)
         try:
             async with (
-                asyncio.timeout(CALL_SECONDS),
+                asyncio.timeout(seconds),
                 self._remote.client.stream(
                     "POST",
                     f"{self._remote.options.url}{EVALUATIONS_PATH}",
                     content=message.model_dump_json(),
-                    headers={"Idempotency-Key": f"{self.invocation_id}:{self.page.number}:{chunk.part}"},
+                    headers={
+                        "Idempotency-Key": f"{self.invocation_id}:{self.page.number}:{chunk.part}",
+                        # What is not committed by then is to be rolled back: nobody would count it.
+                        TIME_LEFT_HEADER: str(int(1000 * seconds)),
+                    },
                 ) as response,
             ):
-                body = await _bounded_body(response)
+                body = await _bounded_body(response, len(chunk.mentor_ids))
         except _CallFailedError:
             raise
         except Exception as exc:  # noqa: BLE001 - the boundary of a call: whatever happens in one is its failure
@@ -469,7 +521,9 @@ class _PageCalls:
         raise _CallFailedError(failure)
 
     def _fits(self, result: MentorResult) -> bool:
-        return result.dispatched.keys() <= set(self.page.request.scenario_types)
+        scenario_types = self.page.request.scenario_types
+        matches = sum(result.dispatched.values()) + sum(result.suppressed.values())
+        return result.dispatched.keys() <= set(scenario_types) and matches <= len(scenario_types)
 
     def _settle(self, chunk: _Chunk, reply: EvaluationReply) -> None:
         """Count a reply: one result for each mentor asked about; a result for anybody else counts for nothing."""
@@ -498,13 +552,17 @@ class _PageCalls:
 
     def _result(self) -> PageResult:
         """Sum up: each mentor of the page is evaluated, an error, or left."""
-        unsettled = [*self._without_answer.values(), *self._in_hand.values()]
+        silent = [self._last[part].info for part, chunk in self._without_answer.items() if not self._is_left(chunk)]
+        if silent and self._failure is None:
+            # Nothing was heard since: however few calls there were, every other one would fare alike.
+            self._not_answering(silent[-1])
         left = {mentor_id for chunk in self._waiting for mentor_id in chunk.mentor_ids}
-        for chunk in unsettled:
-            if self._failure is None:
-                self._errors |= dict.fromkeys(chunk.mentor_ids, self._why.get(chunk.part, _UNANSWERED))
-            else:
+        for chunk in (*self._without_answer.values(), *self._in_hand.values()):
+            if self._failure is not None or self._stopped or self._is_left(chunk):
                 left |= set(chunk.mentor_ids)
+            else:
+                last = self._last.get(chunk.part)
+                self._errors |= dict.fromkeys(chunk.mentor_ids, _UNANSWERED if last is None else last.info)
         stats = BatchStats(+self._evaluated, +self._outcomes, len(self._errors), pages_processed=1)
         errors = (MentorError(m, self._errors[m]) for m in self.page.mentor_ids if m in self._errors)
         return PageResult(
@@ -516,20 +574,20 @@ def _unusable(sentence: str) -> ErrorInfo:
     return ErrorInfo(ErrorType.EVALUATION_LOGIC, sentence)
 
 
-async def _bounded_body(response: httpx.Response) -> bytes:
-    """Read a body as it is sent, up to `MAX_REPLY_BYTES`.
+async def _bounded_body(response: httpx.Response, mentors: int) -> bytearray:
+    """Read a body as it is sent, up to what the results of so many mentors can need.
 
     Raises:
         _CallFailedError: it is larger, or compressed although that was not asked for.
     """
     if response.headers.get("content-encoding", "identity").lower() != "identity":
         raise _CallFailedError(unreachable("the trigger engine compressed its reply, which was not asked for"))
-    body = bytearray()
+    body, most = bytearray(), max_reply_bytes(mentors)
     async for part in response.aiter_raw():
         body += part
-        if len(body) > MAX_REPLY_BYTES:
-            raise _CallFailedError(unreachable(f"the trigger engine's reply is larger than {MAX_REPLY_BYTES} bytes"))
-    return bytes(body)
+        if len(body) > most:
+            raise _CallFailedError(unreachable("the trigger engine's reply is too large"))
+    return body
 
 
 def failure_of_exception(exc: Exception) -> CallFailure:

@@ -85,6 +85,7 @@ def open_invocation(
             scenario_types=list(request.scenario_types),
             organisation_ids=list(request.organisation_ids),
             dispatch_mode=request.dispatch_mode,
+            engine=request.engine,
             time_budget_ms=request.time_budget_ms,
             status="running",
             started_at=started_at,
@@ -266,7 +267,7 @@ def read_request(connection: Connection, invocation_id: str) -> tuple[RunRequest
         scenario_types=tuple(row.scenario_types),
         organisation_ids=tuple(row.organisation_ids),
         dispatch_mode=row.dispatch_mode,
-        engine="",
+        engine=row.engine,
         time_budget_seconds=row.time_budget_ms / 1000,
         page_size=None,
         triggered_by=row.triggered_by,
@@ -282,6 +283,7 @@ class ClosedInvocation:
         invocation_id: the Dagster run id.
         evaluation_date: the date it evaluated.
         dispatch_mode: `live` or `dry_run`.
+        engine: which trigger engine evaluated, `sql` or `http`.
         status: `completed`, `partial` or `failed`.
         remaining: mentors left unprocessed, or None where that is unknown.
         totals: its row in `scheduler_runs`, under the names of `scheduler_run_completed`.
@@ -292,6 +294,7 @@ class ClosedInvocation:
     invocation_id: str
     evaluation_date: date
     dispatch_mode: str
+    engine: str
     status: str
     remaining: int | None
     totals: Mapping[str, Any]
@@ -324,6 +327,7 @@ def _closed(connection: Connection, condition: ColumnElement[bool]) -> list[Clos
             row.invocation_id,
             row.evaluation_date,
             row.dispatch_mode,
+            row.engine,
             row.status,
             row.remaining_unprocessed_count,
             {name: getattr(row, name) for name in names},

@@ -94,6 +94,7 @@ scheduler_runs = Table(
     Column("scenario_types", ARRAY(Text), nullable=False),
     Column("organisation_ids", ARRAY(_UUID), nullable=False),
     Column("dispatch_mode", Text, nullable=False),
+    Column("engine", Text, nullable=False),
     Column("time_budget_ms", Integer, nullable=False),
     Column("status", Text, nullable=False),
     Column("started_at", _MOMENT, nullable=False),

@@ -6,6 +6,9 @@ revision = "0003"
 down_revision = "0002"
 
 UPGRADE = """
+-- A remote engine may keep its notifications elsewhere, so that they cannot be counted here.
+ALTER TABLE scenario.scheduler_runs ADD COLUMN engine text NOT NULL DEFAULT 'sql';
+
 -- A budget can end between two chunks of a page: the mentors who were never asked about are left to the next run.
 ALTER TABLE scenario.scheduler_run_pages ADD COLUMN left_mentor_ids uuid[] NOT NULL DEFAULT '{}';
 
