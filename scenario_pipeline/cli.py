@@ -388,17 +388,34 @@ def engine(host: str, port: int, allow_anonymous: bool) -> None:
     with opened(settings, connections=service.CONNECTIONS) as database_engine:
         checked_schema(database_engine)
         with _listen(host, port) as listener:
-            say(f"The trigger engine is served at http://{host}:{listener.getsockname()[1]}")
-            service.serve(database_engine, listener, settings.engine_token)
+            shown = f"[{host}]" if ":" in host else host
+            url = f"http://{shown}:{listener.getsockname()[1]}"
+            service.serve(
+                database_engine,
+                listener,
+                settings.engine_token,
+                on_ready=lambda: say(f"The trigger engine is served at {url}"),
+            )
+
+
+def _address_of(host: str, port: int) -> tuple[socket.AddressFamily, socket.SocketKind, int, Any]:
+    """Resolve a host: family, kind, protocol and address of a socket that is to be bound to it."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except UnicodeError:  # an empty label, or one of more than 63 characters, fails before anybody is asked
+        raise socket.gaierror from None
+    return family, kind, protocol, address
 
 
 def _listen(host: str, port: int) -> socket.socket:
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        family, kind, protocol, address = _address_of(host, port)
         # With the protocol named, asyncio sets TCP_NODELAY; without it each answer waits 40 ms for an acknowledgement.
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
+        # Before anybody is told the URL: who is told calls at once.
+        listener.listen()
     except OSError as exc:
         reason = classify(exc).error_message
     else:
@@ -409,7 +426,7 @@ def _listen(host: str, port: int) -> socket.socket:
 def _check_address(host: str, port: int) -> None:
     """Refuse an address that cannot be bound: Dagster's daemon would go on without a web server."""
     try:
-        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        family, kind, _, address = _address_of(host, port)
         with socket.socket(family, kind) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)

@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -23,14 +24,16 @@ import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
 from schemathesis import GenerationMode, checks
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, event, text
 
+from scenario_pipeline import cli
+from scenario_pipeline.engines import service
 from scenario_pipeline.engines.api import EVALUATIONS_PATH, HEALTH_PATH
 from scenario_pipeline.engines.service import EngineService, check_may_start
 from scenario_pipeline.errors import UserError
 from scenario_pipeline.storage import database
 from scenario_pipeline_tests import world
-from scenario_pipeline_tests.conftest import TOKEN
+from scenario_pipeline_tests.conftest import TOKEN, serving
 from scenario_pipeline_tests.test_scheduler_job import refuse_notifications_of
 from scenario_pipeline_tests.world import DAY, D, Log, Mentor
 
@@ -183,6 +186,10 @@ def test_a_mentor_whom_the_database_refuses_is_an_error_of_their_own(served: str
         ({"scenario_types": []}, 400),
         ({"scenario_types": ["birthday"]}, 422),
         ({"full_name": "Kari Nordmann"}, 400),
+        ({"peer_mentor_ids": [f"urn:uuid:{world.mentor_id(1)}"]}, 400),
+        ({"peer_mentor_ids": [f"{{{world.mentor_id(1)}}}"]}, 400),
+        ({"peer_mentor_ids": [world.mentor_id(1).replace("-", "")]}, 400),
+        ({"invocation_id": f"urn:uuid:{world.new_invocation_id()}"}, 400),
     ],
 )
 def test_a_request_that_cannot_be_right_is_one_sentence(
@@ -192,6 +199,7 @@ def test_a_request_that_cannot_be_right_is_one_sentence(
     reply = post(served, a_request([world.mentor_id(1)], **changed))
     assert reply.status_code == status
     assert set(reply.json()["error"]) == {"error_type", "error_message"}
+    assert "[" not in reply.json()["error"]["error_message"], "the sanitiser took the point out of it"
     assert "ordmann" not in reply.text + str(engine_log.entries)
     [entry] = engine_log.entries
     assert (entry["event"], entry["status"], entry["level"]) == ("trigger_engine_refused", status, "warning")
@@ -212,6 +220,13 @@ def test_a_request_that_cannot_be_right_is_one_sentence(
         (b'{"evaluation_date": NaN}', {}, 400),
         (b"\xff\xfe", {}, 400),
         (b"", {}, 400),
+        (b"{}", {"Scenario_Time_Left_Ms": "0"}, 422),
+        (b"{}", {"Scenario_Time_Left_Ms": "86400001"}, 422),
+        (b"{}", {"Scenario_Time_Left_Ms": "-1"}, 422),
+        (b"{}", {"Scenario_Time_Left_Ms": "+5"}, 422),
+        (b"{}", {"Scenario_Time_Left_Ms": "5.0"}, 422),
+        (b"{}", {"Scenario_Time_Left_Ms": "1_000"}, 422),
+        (b"{}", {"Scenario_Time_Left_Ms": "9" * 5000}, 422),
     ],
 )
 def test_what_is_no_request_is_refused_before_anything_is_done(
@@ -220,12 +235,33 @@ def test_what_is_no_request_is_refused_before_anything_is_done(
     reply = post(served, content, **headers)
     assert reply.status_code == status
     assert reply.json()["error"]["error_type"] == "evaluation_logic_error"
+    assert "[" not in reply.json()["error"]["error_message"], "the sanitiser took the point out of it"
     with engine.connect() as connection:
         kept = connection.execute(text("SELECT count(*) FROM scenario.trigger_engine_replies")).scalar_one()
     assert kept == 0
 
 
-@pytest.mark.parametrize(("method", "path", "status"), [("GET", "/v2", 404), ("GET", EVALUATIONS_PATH, 405)])
+def test_a_field_named_twice_is_refused(served: str, engine: Engine) -> None:
+    """The second one would win: what its author took for a dry run would send messages."""
+    body = json.dumps(a_request(quiet_mentors(engine, 1), dispatch_mode="dry_run"))
+    for hidden in ('"dispatch_mode": "live"', '"dispatch_mod\\u0065": "live"', '"evaluation_date": "2026-01-01"'):
+        assert hidden not in body
+        reply = post(served, f"{body[:-1]}, {hidden}}}".encode())
+        assert (reply.status_code, reply.json()["error"]["error_message"]) == (400, "the body names a field twice")
+    huge = f'{{"evaluation_date": {"9" * 5000}, {body[1:]}'
+    assert post(served, huge.encode()).status_code == 400
+    assert world.sent(engine) == []
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/v2", 404),
+        ("GET", EVALUATIONS_PATH, 405),
+        ("POST", f"{EVALUATIONS_PATH}/", 404),
+        ("GET", f"{HEALTH_PATH}/", 404),
+    ],
+)
 def test_a_wrong_path_or_method_has_the_shape_of_every_error(served: str, method: str, path: str, status: int) -> None:
     reply = httpx.request(method, f"{served}{path}", trust_env=False)
     assert (reply.status_code, set(reply.json())) == (status, {"error"})
@@ -240,6 +276,117 @@ def test_health_needs_no_token_and_looks_at_the_database(served: str, engine: En
         connection.execute(text("UPDATE scenario.alembic_version SET version_num = '0001'"))
     reply = health()
     assert (reply.status_code, reply.json()["error"]["error_type"]) == (503, "database_error")
+
+
+def test_a_busy_service_is_well_and_requests_wait_for_their_turn(served: str, engine: Engine) -> None:
+    """A supervisor that takes a busy engine for a dead one restarts it, and so makes it slower."""
+    ids = quiet_mentors(engine, service.EVALUATIONS + 2)
+    with engine.connect() as connection, ThreadPoolExecutor(len(ids)) as pool:
+        connection.execute(text("LOCK TABLE scenario.scenario_notifications IN ACCESS EXCLUSIVE MODE"))
+        replies = [pool.submit(post, served, a_request([one]), key=one) for one in ids]
+        world.wait_until_blocked(engine, service.EVALUATIONS)
+        assert httpx.get(f"{served}{HEALTH_PATH}", trust_env=False).status_code == 200
+        # Longer than a pool of connections lets anyone wait.
+        time.sleep(5.5)
+        assert not any(reply.done() for reply in replies)
+        connection.rollback()
+        assert [reply.result().status_code for reply in replies] == [200] * len(ids)
+
+
+# The time that the caller still waits
+
+
+def test_nothing_is_committed_after_the_caller_has_stopped_waiting(served: str, engine: Engine) -> None:
+    """The run tells of a mentor it got no answer about; a message sent later would be in no total."""
+    asked = a_request(quiet_mentors(engine, 2))
+    with engine.begin() as connection:
+        connection.execute(text("LOCK TABLE scenario.scenario_notifications IN ACCESS EXCLUSIVE MODE"))
+        began = time.monotonic()
+        reply = post(served, asked, Scenario_Time_Left_Ms="300")
+        took = time.monotonic() - began
+    assert (reply.status_code, reply.json()["error"]["error_type"]) == (504, "timeout_error")
+    assert 0.3 <= took < 3
+    assert world.sent(engine) == []
+    assert post(served, asked, Scenario_Time_Left_Ms="60000").status_code == 200
+
+
+def test_the_time_left_bounds_the_wait_for_a_turn_and_for_the_same_key(served: str, engine: Engine) -> None:
+    ids = quiet_mentors(engine, service.EVALUATIONS)
+    asked = a_request([ids[0]])
+    with engine.connect() as connection, ThreadPoolExecutor(len(ids)) as pool:
+        connection.execute(text("LOCK TABLE scenario.scenario_notifications IN ACCESS EXCLUSIVE MODE"))
+        replies = [pool.submit(post, served, asked, key="first")]
+        world.wait_until_blocked(engine, 1)
+        assert post(served, asked, key="first", Scenario_Time_Left_Ms="300").status_code == 504
+        replies += [pool.submit(post, served, a_request([one]), key=one) for one in ids[1:]]
+        world.wait_until_blocked(engine, service.EVALUATIONS)
+        late = post(served, a_request([world.mentor_id(99)]), key="late", Scenario_Time_Left_Ms="300")
+        assert (late.status_code, late.json()["error"]["error_message"]) == (
+            504,
+            "no database connection became free in time",
+        )
+        connection.rollback()
+        assert {reply.result().status_code for reply in replies} == {200}
+
+
+def test_the_time_left_counts_from_the_arrival_of_the_request(served: str, engine: Engine) -> None:
+    """A body that dribbles in must not buy its caller more time than it waits."""
+    body = json.dumps(a_request(quiet_mentors(engine, 1))).encode()
+
+    def dribbled() -> Iterator[bytes]:
+        yield body[:10]
+        time.sleep(1)
+        yield body[10:]
+
+    headers = {"Authorization": f"Bearer {TOKEN}", "Idempotency-Key": "k", "Content-Type": "application/json"}
+    with httpx.Client(trust_env=False, timeout=60) as client:
+        reply = client.post(
+            f"{served}{EVALUATIONS_PATH}", content=dribbled(), headers=headers | {"Scenario-Time-Left-Ms": "500"}
+        )
+    assert (reply.status_code, reply.json()["error"]["error_type"]) == (408, "timeout_error")
+    assert world.sent(engine) == []
+
+
+def test_the_time_left_is_looked_at_once_more_before_the_commit(
+    database_url: str, served: str, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last statement may have had its result in time, and its caller gone since."""
+    asked = a_request(quiet_mentors(engine, 1))
+    remove = service._remove_old_replies
+
+    def slowly(connection: Any) -> None:
+        remove(connection)
+        time.sleep(1)
+
+    monkeypatch.setattr(service, "_remove_old_replies", slowly)
+    assert post(served, asked, Scenario_Time_Left_Ms="800").status_code == 504
+    assert world.sent(engine) == []
+
+
+def test_a_first_reply_that_was_removed_meanwhile_is_to_be_asked_for_again(
+    database_url: str, engine: Engine, engine_log: Log
+) -> None:
+    """The oldest replies are taken away by other requests, also between two statements of this one."""
+    asked = a_request(quiet_mentors(engine, 1))
+    pool = database.connect(database_url)
+    with serving(EngineService(pool, TOKEN, engine_log.logger(""))) as url:
+        assert post(url, asked).status_code == 200
+
+        @event.listens_for(pool, "after_cursor_execute")
+        def remove(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+            if statement.startswith("INSERT INTO scenario.trigger_engine_replies"):
+                with engine.begin() as connection:
+                    connection.execute(text("DELETE FROM scenario.trigger_engine_replies"))
+
+        reply = post(url, asked)
+        event.remove(pool, "after_cursor_execute", remove)
+        assert (reply.status_code, reply.headers["Retry-After"]) == (503, "1")
+        assert reply.json()["error"] == {
+            "error_type": "network_error",
+            "error_message": "the first reply to this key was just removed: ask again",
+        }
+        assert post(url, asked).status_code == 200
+    pool.dispose()
 
 
 def test_a_failure_of_the_database_is_an_answer_and_no_stack_trace(
@@ -329,7 +476,8 @@ def test_no_request_is_answered_with_500_or_with_something_undocumented(
 
     fuzz()
     pool.dispose()
-    assert max(statuses) < 500
+    # Within the one millisecond that a caller may leave, nothing can be evaluated.
+    assert max(statuses - {504}) < 500
     assert (200 if mode is GenerationMode.POSITIVE else 400) in statuses
 
 
@@ -374,6 +522,43 @@ def test_a_signal_lets_it_finish_what_it_has_in_hand(number: signal.Signals, dat
     assert [entry["event"] for entry in entries] == ["trigger_engine_answered", "trigger_engine_stopped"]
     assert (process.returncode, "Traceback" in err) == (0, False)
     assert len(world.sent(engine)) == 3
+
+
+def test_a_signal_right_after_the_url_ends_it_in_good_order(database_url: str) -> None:
+    """A supervisor that starts and stops quickly must not read -15 as a crash; who is told the URL calls at once."""
+    with the_command(SCENARIO_DATABASE_URL=database_url, SCENARIO_ENGINE_TOKEN=TOKEN) as process:
+        assert process.stderr is not None
+        said = process.stderr.readline()
+        assert is_listening(int(said.rpartition(":")[2]))
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=30)
+    entries = [json.loads(line) for line in out.splitlines()]
+    assert [entry["event"] for entry in entries] == ["trigger_engine_started", "trigger_engine_stopped"]
+    assert (process.returncode, err) == (0, "")
+
+
+def test_an_address_of_version_6_is_shown_as_a_url_writes_it(database_url: str) -> None:
+    """`http://::1:8642` is a URL that no client takes."""
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    with the_command("--host", "::1", SCENARIO_DATABASE_URL=database_url, SCENARIO_ENGINE_TOKEN=TOKEN) as process:
+        assert process.stderr is not None
+        url = process.stderr.readline().split()[-1]
+        assert url.startswith("http://[::1]:")
+        assert httpx.get(f"{url}{HEALTH_PATH}", trust_env=False).status_code == 200
+
+
+@pytest.mark.parametrize("host", ["a..b", f"{'x' * 64}.example"])
+def test_a_host_that_is_no_name_is_one_sentence(host: str, database_url: str) -> None:
+    """A stack trace is no help to whoever mistyped it."""
+    with the_command("--host", host, SCENARIO_DATABASE_URL=database_url, SCENARIO_ENGINE_TOKEN=TOKEN) as process:
+        out, err = process.communicate(timeout=30)
+    assert (process.returncode, out) == (1, "")
+    assert err == f"Error: The engine cannot listen at {host}, port 0: the name of a host could not be resolved.\n"
+    with pytest.raises(UserError, match="cannot listen"):
+        cli._check_address(host, 0)
 
 
 def is_listening(port: int) -> bool:

@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
+import json
 import signal
 import socket
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -26,7 +27,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, BeforeValidator, ValidationError
 from sqlalchemy import ARRAY, Connection, Engine, Uuid, cast, delete, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from starlette.exceptions import HTTPException
@@ -57,8 +58,12 @@ MAX_REQUEST_BYTES = 1024 * 1024
 # How long a client may take to send a request, and how long one is evaluated.
 READING_SECONDS = 10.0
 REQUEST_SECONDS = 25.0
+HEALTH_SECONDS = 2.0
 # How many requests are evaluated side by side; others wait for their turn.
-CONNECTIONS = 8
+EVALUATIONS = 8
+# One more than that: a service that is busy must still be able to say that it is well.
+CONNECTIONS = EVALUATIONS + 1
+MAX_TIME_LEFT_MS = 24 * 60 * 60 * 1000
 # A reply is needed for as long as its run may ask again, which is at most a day.
 REPLIES_KEPT = timedelta(days=7)
 # Each request adds one reply and takes away up to so many old ones: the table cannot outgrow a week's requests.
@@ -76,10 +81,10 @@ _STATUSES = {
     408: "The request was not sent in time.",
     413: "The body is larger than 1 MiB.",
     415: "The body is not declared as application/json.",
-    422: "The Idempotency-Key is missing or was used for another request, or a scenario is not installed.",
+    422: "A header is not as described, the key was used for another request, or a scenario is not installed.",
     500: "The evaluation failed.",
     503: "The database is out of reach or busy: ask again.",
-    504: "The evaluation took too long.",
+    504: "The evaluation took too long; nothing of it was kept.",
 }
 
 
@@ -91,6 +96,13 @@ def _request_schema() -> dict[str, Any]:
     schema = EvaluationRequest.model_json_schema()
     schema["properties"]["scenario_types"]["items"]["enum"] = list(registry())
     return schema
+
+
+def _digits(value: object) -> object:
+    """Let only ASCII digits pass: Python reads `+5`, `1_000` and `5.0` as whole numbers, other clients do not."""
+    if isinstance(value, str) and not (value.isascii() and value.isdigit()):
+        raise ValueError
+    return value
 
 
 class Health(BaseModel):
@@ -113,8 +125,22 @@ class RefusedError(Exception):
         self.status, self.info, self.invocation_id = status, info, invocation_id
 
 
-def _refused(status: int, sentence: str) -> RefusedError:
-    return RefusedError(status, ErrorInfo(ErrorType.EVALUATION_LOGIC, sentence))
+def _refused(status: int, sentence: str, kind: ErrorType = ErrorType.EVALUATION_LOGIC) -> RefusedError:
+    return RefusedError(status, ErrorInfo(kind, sentence))
+
+
+@asynccontextmanager
+async def _turn(turns: asyncio.Semaphore, status: int, seconds: float) -> AsyncIterator[None]:
+    """Wait for a turn; whoever has one finds a database connection free."""
+    try:
+        async with asyncio.timeout(seconds):
+            await turns.acquire()
+    except TimeoutError:
+        raise _refused(status, "no database connection became free in time", ErrorType.TIMEOUT) from None
+    try:
+        yield
+    finally:
+        turns.release()
 
 
 @dataclass
@@ -145,8 +171,12 @@ class EngineService:
             openapi_url="/v1/openapi.json",
             docs_url=None,
             redoc_url=None,
+            # A redirect would be made of whatever host the caller named.
+            redirect_slashes=False,
             responses=_documented(404, 405, 500),
         )
+
+        evaluations, healths = asyncio.Semaphore(EVALUATIONS), asyncio.Semaphore(1)
 
         def authorised(found: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)]) -> None:
             given = b"" if found is None else found.credentials.encode("utf-8", "surrogateescape")
@@ -168,33 +198,36 @@ class EngineService:
         async def evaluate(
             request: Request,
             idempotency_key: Annotated[str, Header(min_length=1, max_length=200, pattern=r"^[!-~]+$")],
+            scenario_time_left_ms: Annotated[
+                int,
+                BeforeValidator(_digits),
+                Header(ge=1, le=MAX_TIME_LEFT_MS, description="After so many milliseconds nothing is committed."),
+            ] = MAX_TIME_LEFT_MS,
         ) -> JSONResponse:
             """Evaluate a list of mentors once, however often it is asked for with the same Idempotency-Key."""
-            asked = await _read(request)
-            answer = await run_in_threadpool(self.evaluate, idempotency_key, asked)
+            budget = TimeBudget.start(min(REQUEST_SECONDS, scenario_time_left_ms / 1000))
+            asked = await _read(request, budget)
+            async with _turn(evaluations, 504, budget.remaining_seconds):
+                answer = await run_in_threadpool(self.evaluate, idempotency_key, asked, budget)
             self.requests += 1
             return JSONResponse(answer)
 
         @app.get(HEALTH_PATH, responses=_documented(503))
-        def health() -> Health:
+        async def health() -> Health:
             """Say that the service can answer, and that its database fits."""
-            try:
-                with self.database.connect() as connection, connection.begin():
-                    ledger.limit_statement_time(connection, 2.0)
-                    check_schema(connection)
-            except Exception as exc:  # noqa: BLE001 - the boundary of the request: whatever it is, we cannot work
-                failure = classify(exc)
-            else:
-                return Health(status="ok")
-            raise RefusedError(503, failure)
+            async with _turn(healths, 503, HEALTH_SECONDS):
+                return await run_in_threadpool(self.health)
 
         @app.exception_handler(RefusedError)
         async def refuse(_request: Request, exc: RefusedError) -> JSONResponse:
             return self._refuse(exc)
 
         @app.exception_handler(RequestValidationError)
-        async def refuse_headers(_request: Request, _exc: RequestValidationError) -> JSONResponse:
-            return self._refuse(_refused(422, "the idempotency key must have 1 to 200 ASCII characters"))
+        async def refuse_headers(_request: Request, exc: RequestValidationError) -> JSONResponse:
+            sentence = "the idempotency key must have 1 to 200 ASCII characters"
+            if not any("idempotency-key" in error["loc"] for error in exc.errors()):
+                sentence = "the time left must be whole milliseconds, at most a day"
+            return self._refuse(_refused(422, sentence))
 
         @app.exception_handler(HTTPException)
         async def refuse_path(_request: Request, exc: HTTPException) -> JSONResponse:
@@ -212,8 +245,24 @@ class EngineService:
         headers = {401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": "1"}}.get(exc.status, {})
         return JSONResponse(body.model_dump(), status_code=exc.status, headers=headers)
 
-    def evaluate(self, idempotency_key: str, asked: EvaluationRequest) -> dict[str, Any]:
-        """Return the reply to a request: the first one if the key was used before.
+    def health(self) -> Health:
+        """Look at the database.
+
+        Raises:
+            RefusedError: it is out of reach, or its schema is another one.
+        """
+        try:
+            with self.database.connect() as connection, connection.begin():
+                ledger.limit_statement_time(connection, HEALTH_SECONDS)
+                check_schema(connection)
+        except Exception as exc:  # noqa: BLE001 - the boundary of the request: whatever it is, we cannot work
+            failure = classify(exc)
+        else:
+            return Health(status="ok")
+        raise RefusedError(503, failure)
+
+    def evaluate(self, idempotency_key: str, asked: EvaluationRequest, budget: TimeBudget) -> dict[str, Any]:
+        """Return the reply to a request within its budget: the first one if the key was used before.
 
         Raises:
             RefusedError: the request cannot be answered now, or never.
@@ -224,7 +273,7 @@ class EngineService:
             unknown = sorted(set(asked.scenario_types) - set(registry()))
             if unknown:
                 raise _refused(422, "a scenario of scenario_types is not installed here")
-            reply, repeated = self._reply(idempotency_key, asked)
+            reply, repeated = self._reply(idempotency_key, asked, budget)
         except RefusedError:
             raise
         except Exception as exc:  # noqa: BLE001 - the boundary of the request: every failure is an answer
@@ -246,13 +295,12 @@ class EngineService:
             return reply
         raise refusal
 
-    def _reply(self, idempotency_key: str, asked: EvaluationRequest) -> tuple[dict[str, Any], bool]:
+    def _reply(self, idempotency_key: str, asked: EvaluationRequest, budget: TimeBudget) -> tuple[dict[str, Any], bool]:
         """Return the reply and whether it was given before; work and reply are committed together or not at all."""
         table = trigger_engine_replies
         fingerprint = hashlib.sha256(asked.model_dump_json().encode()).hexdigest()
-        budget = TimeBudget.start(REQUEST_SECONDS)
         with self.database.begin() as connection:
-            ledger.limit_statement_time(connection, budget.remaining_seconds)
+            _limit(connection, budget)
             # A second request with the same key waits here until the first has ended, however that goes.
             claimed = connection.execute(
                 insert(table)
@@ -266,18 +314,37 @@ class EngineService:
             ).scalar_one_or_none()
             own = table.c.idempotency_key == idempotency_key
             if claimed is None:
-                first = connection.execute(select(table).where(own)).one()
+                first = connection.execute(select(table).where(own)).one_or_none()
+                if first is None:
+                    # Another request took it away as too old, after it had been in the way of the insert.
+                    raise _refused(503, "the first reply to this key was just removed: ask again", ErrorType.NETWORK)
                 if first.request_fingerprint != fingerprint:
                     raise _refused(422, "the idempotency key was used for another request")
                 return first.reply, True
+            _limit(connection, budget)
             with connection.begin_nested() as savepoint:
                 reply = _evaluate(connection, asked, budget)
                 if asked.dispatch_mode == "dry_run":
                     savepoint.rollback()
             answer = reply.model_dump(mode="json")
+            _limit(connection, budget)
             connection.execute(update(table).where(own).values(reply=answer))
             _remove_old_replies(connection)
+            # Whoever asked has stopped waiting, and counts these mentors as not reached.
+            if budget.is_spent:
+                raise BudgetSpentError
             return answer, False
+
+
+def _limit(connection: Connection, budget: TimeBudget) -> None:
+    """Let the next statements end with the budget.
+
+    Raises:
+        BudgetSpentError: it has ended.
+    """
+    if budget.is_spent:
+        raise BudgetSpentError
+    ledger.limit_statement_time(connection, budget.remaining_seconds)
 
 
 def _remove_old_replies(connection: Connection) -> None:
@@ -349,7 +416,7 @@ def _status_of(failure: ErrorInfo, exc: Exception) -> int:
     return 503 if failure.error_type is ErrorType.NETWORK or failure.is_worth_a_retry else 500
 
 
-async def _read(request: Request) -> EvaluationRequest:
+async def _read(request: Request, budget: TimeBudget) -> EvaluationRequest:
     """Read a body of bounded size in bounded time, and hold it against its shape.
 
     Raises:
@@ -359,15 +426,15 @@ async def _read(request: Request) -> EvaluationRequest:
         raise _refused(415, "the body must be application/json")
     body = bytearray()
     try:
-        async with asyncio.timeout(READING_SECONDS):
+        async with asyncio.timeout(min(READING_SECONDS, budget.remaining_seconds)):
             async for part in request.stream():
                 body += part
                 if len(body) > MAX_REQUEST_BYTES:
-                    raise _refused(413, f"the body is larger than {MAX_REQUEST_BYTES} bytes")
+                    raise _refused(413, "the body is larger than 1024 KB")
     except ClientDisconnect:
         raise _refused(400, "the request was cut off") from None
     except TimeoutError:
-        raise _refused(408, "the request was not sent in time") from None
+        raise _refused(408, "the request was not sent in time", ErrorType.TIMEOUT) from None
     try:
         asked = EvaluationRequest.model_validate_json(bytes(body))
     except ValidationError as exc:
@@ -377,9 +444,26 @@ async def _read(request: Request) -> EvaluationRequest:
             f"the body does not fit at {', '.join(places)}" if places else "the body is no request for evaluations"
         )
         raise _refused(400, sentence) from None
+    try:
+        # What fits the shape is shallow enough to be read once more.
+        written = json.loads(body, object_pairs_hook=_without_repeats)
+    except ValueError:  # a repeat, or a number that it hid
+        raise _refused(400, "the body names a field twice") from None
+    written_ids = [written["invocation_id"], *written["peer_mentor_ids"]]
+    # In braces or as a URN, say: the schema promises one form, and other engines know no other.
+    if [one.lower() for one in written_ids] != [str(one) for one in (asked.invocation_id, *asked.peer_mentor_ids)]:
+        raise _refused(400, "an id of the body is not written as a UUID")
     if len(set(asked.peer_mentor_ids)) != len(asked.peer_mentor_ids):
         raise _refused(400, "the body names a mentor twice in peer_mentor_ids")
     return asked
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make an object of its members; of two with one name, who reads them decides which counts: a dry run, or not."""
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        raise ValueError
+    return members
 
 
 def check_may_start(host: str, token: str | None, *, allow_anonymous: bool) -> None:
@@ -397,8 +481,15 @@ def check_may_start(host: str, token: str | None, *, allow_anonymous: bool) -> N
         )
 
 
-def serve(database: Engine, listener: socket.socket, token: str | None) -> None:
-    """Answer requests until SIGINT or SIGTERM, then those in hand, then return."""
+def serve(database: Engine, listener: socket.socket, token: str | None, on_ready: Callable[[], None]) -> None:
+    """Answer requests until SIGINT or SIGTERM, then those in hand, then return.
+
+    Args:
+        database: engine on the scheduler's own database, with `CONNECTIONS` connections.
+        listener: a socket that listens.
+        token: what callers must bear, or None to let anyone call.
+        on_ready: called once a signal ends the service in good order.
+    """
     logger = StructuredLogger().bind(**_NOT_IN_A_RUN)
     service = EngineService(database, token, logger)
     app = service.app()
@@ -420,7 +511,10 @@ def serve(database: Engine, listener: socket.socket, token: str | None) -> None:
         timeout_graceful_shutdown=int(REQUEST_SECONDS),
         server_header=False,
     )
-    # uvicorn raises the signal once more when it has ended, for whoever handled it before: nobody needs to.
+    server = uvicorn.Server(config)
+    # uvicorn takes signals only while it runs, and raises them once more afterwards, for whoever had them before. It
+    # has them from now on, so that none is lost in between.
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: None)
-    uvicorn.Server(config).run(sockets=[listener])
+        signal.signal(number, server.handle_exit)
+    on_ready()
+    server.run(sockets=[listener])
