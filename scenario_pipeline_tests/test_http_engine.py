@@ -477,6 +477,8 @@ def test_a_request_is_what_the_contract_says(engine: Engine) -> None:
     invocation_id = ran.log.entries[0]["invocation_id"]
     assert [asked.key for asked in server.asked] == [f"{invocation_id}:1:1", f"{invocation_id}:1:2"]
     assert [asked.headers["authorization"] for asked in server.asked] == [f"Bearer {TOKEN}"] * 2
+    # Of a budget of 20 s: what the engine has not done by then it must not do.
+    assert all(0 < int(asked.headers["scenario-time-left-ms"]) <= 20_000 for asked in server.asked)
     assert [asked.body for asked in server.asked] == [
         {
             "invocation_id": invocation_id,
@@ -734,6 +736,32 @@ def test_what_was_never_sent_is_left_to_the_next_run_and_what_was_sent_is_settle
     assert server.asked[0].ids == ids[4:6]
     assert again.report.stats.total_evaluated == 10
     consistent(engine)
+
+
+def test_what_the_service_cannot_finish_in_time_it_does_not_do(served: str, engine: Engine) -> None:
+    """A notification that is committed after its run was closed would be in no total, for good."""
+    quiet_mentors(engine, 3)
+    with engine.begin() as connection:
+        connection.execute(text("""
+            CREATE FUNCTION scenario.slow() RETURNS trigger LANGUAGE plpgsql AS $$
+            BEGIN PERFORM pg_sleep(0.6); RETURN NEW; END $$"""))  # fmt: skip
+        connection.execute(text(
+            "CREATE TRIGGER slow BEFORE INSERT ON scenario.scenario_notifications "
+            "FOR EACH ROW EXECUTE FUNCTION scenario.slow()"))  # fmt: skip
+    ran = run(engine, served, budget=0.8, chunk_size=3)
+    assert (ran.report.stats.total_dispatched, set(ran.errors.values())) == (0, {TIMEOUT})
+    world.wait_until(lambda: not active_backends(engine), "the service has ended what it had in hand")
+    assert world.sent(engine) == []
+    consistent(engine)
+
+
+def active_backends(engine: Engine) -> int:
+    """How many other connections of this database are in the middle of something."""
+    with engine.connect() as connection:
+        n: int = connection.execute(text(
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid() "
+            "AND state <> 'idle'")).scalar_one()  # fmt: skip
+    return n
 
 
 def test_an_answer_that_comes_after_the_budget_is_asked_for_once_more(engine: Engine) -> None:
