@@ -47,6 +47,11 @@ class BatchStats:
             self.pages_processed + other.pages_processed,
         )
 
+    def dispatched_beyond(self, other: BatchStats) -> BatchStats:
+        """Return the dispatched matches that `other` has not counted."""
+        missing = Counter(self.outcomes) - Counter(other.outcomes)
+        return BatchStats(outcomes={key: n for key, n in missing.items() if key[2] == DISPATCHED})
+
     @classmethod
     def sum(cls, parts: Iterable[BatchStats]) -> BatchStats:
         """Add any number of parts; none add up to nothing."""

@@ -370,6 +370,8 @@ def close_dead_invocation(
         pages = ledger.read_pages(connection, invocation_id)
         stats = BatchStats.sum(result.stats for result in pages.values())
         remaining = stats.remaining_of(total)
+        # A remote engine that shares the database has acted on pages whose rows the dead process could not write.
+        stats += ledger.notifications_of(connection, invocation_id).dispatched_beyond(stats)
         lasted = int((now() - started_at).total_seconds() * 1000)
         report = Report("failed", total, stats, max(0, lasted), remaining, failure=PROCESS_DIED)
         if not ledger.close_invocation(connection, request, invocation_id, report, stuck_after=None, now=now()):

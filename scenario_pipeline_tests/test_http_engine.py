@@ -21,7 +21,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
@@ -32,19 +32,20 @@ import pytest
 import trustme
 from sqlalchemy import Engine, text
 
+from scenario_pipeline.audit import disagreements
 from scenario_pipeline.engines.api import EVALUATIONS_PATH, Verdict, failure_of, retry_after_seconds, verdict_of
 from scenario_pipeline.engines.http import BREAKER_CALLS, MAX_CALLS, HttpTriggerEngine, failure_of_exception
 from scenario_pipeline.errors import ErrorType
 from scenario_pipeline.events import Report, violations
 from scenario_pipeline.importer import import_folder
-from scenario_pipeline.invocation import Invocation
+from scenario_pipeline.invocation import Invocation, close_dead_invocation
 from scenario_pipeline.records import Page, PageLeft, PageResult
-from scenario_pipeline.storage import database
+from scenario_pipeline.storage import database, ledger
 from scenario_pipeline.storage.embedded import EmbeddedPostgres
 from scenario_pipeline.time_budget import TimeBudget
 from scenario_pipeline_tests import world
 from scenario_pipeline_tests.conftest import COMMUNITY, TOKEN, RunJob, own_database
-from scenario_pipeline_tests.test_engine_service import quiet_mentors
+from scenario_pipeline_tests.test_engine_service import a_request, post, quiet_mentors
 from scenario_pipeline_tests.test_scheduler_job import refuse_notifications_of, stranger_accepts
 from scenario_pipeline_tests.world import DAY, D, Log, Mentor
 
@@ -736,6 +737,30 @@ def test_what_was_never_sent_is_left_to_the_next_run_and_what_was_sent_is_settle
     assert server.asked[0].ids == ids[4:6]
     assert again.report.stats.total_evaluated == 10
     consistent(engine)
+
+
+def test_what_was_sent_for_a_killed_scheduler_is_counted_when_its_log_is_closed(served: str, engine: Engine) -> None:
+    """The engine acted, and the process that asked died before it could write the page's row."""
+    ids = quiet_mentors(engine, 6)
+    request = replace(world.make_request(page_size=2), engine="http")
+    invocation_id, log = world.new_invocation_id(), Log()
+    http = http_engine(engine, served)
+    killed = Invocation(request, invocation_id, database=engine, trigger_engine=http, logger=log.logger(invocation_id))
+    killed.open()
+    first, second, _third = killed.plan()
+    killed.evaluate(first)
+    http.close()
+    asked = {"invocation_id": invocation_id, "peer_mentor_ids": list(second.mentor_ids)}
+    assert post(served, a_request([], **asked), f"{invocation_id}:2:1").status_code == 200
+    assert close_dead_invocation(engine, invocation_id, log.logger(invocation_id), logged=log.entries) is not None
+    assert list(violations(log.lines)) == []
+    completed = log.entries[-1]
+    assert [row[0] for row in world.sent(engine)] == ids[:3]
+    assert (completed["total_dispatched"], completed["dispatched_by_scenario"]) == (3, {"inactivity": 3})
+    assert (completed["total_evaluated"], log.entries[-2]["remaining_unprocessed_count"]) == (2, 4)
+    with engine.connect() as connection:
+        [closed] = ledger.closed_invocations(connection, request.evaluation_date)
+    assert list(disagreements(closed, log.lines, None)) == []
 
 
 def test_what_the_service_cannot_finish_in_time_it_does_not_do(served: str, engine: Engine) -> None:

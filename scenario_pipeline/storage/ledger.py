@@ -32,7 +32,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import insert
 
-from scenario_pipeline.batch_stats import BatchStats
+from scenario_pipeline.batch_stats import DISPATCHED, BatchStats
 from scenario_pipeline.errors import ErrorInfo, ErrorType
 from scenario_pipeline.events import Report
 from scenario_pipeline.records import MentorError, Page, PageResult, RunRequest
@@ -336,6 +336,17 @@ def _closed(connection: Connection, condition: ColumnElement[bool]) -> list[Clos
         )
         for row in rows
     ]
+
+
+def notifications_of(connection: Connection, invocation_id: str) -> BatchStats:
+    """Return what an invocation dispatched, as its notifications have it."""
+    sent = scenario_notifications
+    rows = connection.execute(
+        select(sent.c.organisation_id, sent.c.scenario_type, func.count().label("n"))
+        .where(sent.c.invocation_id == invocation_id)
+        .group_by(sent.c.organisation_id, sent.c.scenario_type)
+    )
+    return BatchStats(outcomes={(row.organisation_id, row.scenario_type, DISPATCHED): row.n for row in rows})
 
 
 def latest_evaluation_date(connection: Connection) -> date | None:
