@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,19 +25,16 @@ pytestmark = pytest.mark.system
 
 
 @pytest.fixture
-def debian_url(tmp_path: Path) -> Iterator[str]:
+def debian_url() -> Iterator[str]:
     """A server with pg_cron loaded, in a folder of its own; as root it runs as the user of Debian's package."""
     found = sorted(Path("/usr/lib/postgresql").glob("*/lib/pg_cron.so"))
     assert found, "pg_cron is missing: this test needs Debian's postgresql-15-cron"
     binaries = found[-1].parent.parent / "bin"
-    folder = tmp_path / "server"
-    folder.mkdir()
+    # Not below pytest's own folder, which it closes to other users whenever it starts.
+    folder = Path(tempfile.mkdtemp())
     prefix: list[str] = []
     if os.geteuid() == 0:
         shutil.chown(folder, "postgres")
-        for parent in folder.parents:
-            if parent.owner() == "root" and parent != Path("/") and parent.stat().st_mode & 0o001 == 0:
-                parent.chmod(0o711)
         prefix = ["runuser", "-u", "postgres", "--"]
     options = (
         f"-c unix_socket_directories={folder} -c listen_addresses='' -c shared_preload_libraries=pg_cron "
@@ -60,6 +58,7 @@ def debian_url(tmp_path: Path) -> Iterator[str]:
         yield f"postgresql://postgres@/scenario?host={folder}"
     finally:
         server("pg_ctl", "-w", "-m", "immediate", "stop")
+        shutil.rmtree(folder)
 
 
 @pytest.fixture
