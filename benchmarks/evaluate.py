@@ -18,11 +18,12 @@ from datetime import UTC, datetime
 from sqlalchemy import text
 
 from scenario_pipeline.demo import load_demo
-from scenario_pipeline.engines.sql import decision_statement
+from scenario_pipeline.engines.statement import decision_statement
 from scenario_pipeline.installation import upgrade
 from scenario_pipeline.scenarios import registry
 from scenario_pipeline.settings import Settings
 from scenario_pipeline.storage import database
+from scenario_pipeline.storage.source import Access
 from scenario_pipeline.structured_logger import STDOUT_SINK
 
 ACTIVITIES = 30
@@ -43,7 +44,7 @@ def measure(mentors: int, pairs: int) -> None:
             load_demo(engine, mentors=mentors, activities_per_mentor=ACTIVITIES, seed=1, today=today)
             with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
                 connection.execute(text("VACUUM ANALYZE"))
-            statement = decision_statement(tuple(registry()))
+            statement = decision_statement(tuple(registry()), Access.VIEWS)
             job, bare = [], []
             with load_instance(settings) as instance:
                 for turn in range(pairs + 1):

@@ -17,7 +17,7 @@ from sqlalchemy.dialects.postgresql import insert
 
 from scenario_pipeline.errors import UserError
 from scenario_pipeline.importer import Progress, copy_rows, loading, lock_loading
-from scenario_pipeline.storage.tables import SCHEMA, organisations, peer_mentors
+from scenario_pipeline.storage.tables import SCHEMA, organisations, peer_mentors, source_mentors
 
 MAX_MENTORS = 10_000_000
 
@@ -58,7 +58,7 @@ class _Mentor:
 
 def is_empty(connection: Connection) -> bool:
     """Return whether there is no peer mentor at all."""
-    return not connection.execute(select(exists(select(peer_mentors.c.id)))).scalar_one()
+    return not connection.execute(select(exists(select(source_mentors.c.id)))).scalar_one()
 
 
 def load_demo(

@@ -9,21 +9,25 @@ from __future__ import annotations
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
+from scenario_pipeline.engines.statement import replace_functions
 from scenario_pipeline.errors import UserError
 from scenario_pipeline.scenarios import insert_default_configuration, registry
 from scenario_pipeline.settings import Settings
-from scenario_pipeline.storage import database
+from scenario_pipeline.storage import database, roles
 
 
 def upgrade(engine: Engine) -> None:
-    """Bring the schema to this code's version, and give each installed scenario its default configuration.
+    """Bring the database to this code's version: schema, configuration and functions of each scenario, and grants.
+
+    All of it or nothing, and safe to repeat.
 
     Raises:
         UserError: the server is too old, or the database is newer than the code.
     """
-    database.upgrade(engine)
     with engine.begin() as connection:
+        database.upgrade(connection)
         insert_default_configuration(connection, registry().values())
+        roles.grant(connection, replace_functions(connection))
 
 
 def open_database() -> Engine:

@@ -18,6 +18,7 @@ from sqlalchemy import Connection, Engine
 
 from scenario_pipeline.batch_stats import BatchStats
 from scenario_pipeline.engines import TriggerEngine
+from scenario_pipeline.engines.statement import check_source
 from scenario_pipeline.errors import BudgetSpentError, ErrorInfo, ErrorType, SystemicError, classify
 from scenario_pipeline.events import MentorEvaluationError, Report, RunCompleted, RunFailed, RunPartial, RunStarted
 from scenario_pipeline.records import (
@@ -100,6 +101,7 @@ class Invocation:
                 ledger.limit_statement_time(connection, self._budget.remaining_seconds + CLOSING_SECONDS)
                 check_schema(connection)
                 check_configured(connection, self.request.scenario_types)
+                check_source(connection, self.request.scenario_types)
                 self._check_organisations(connection)
                 opened = ledger.open_invocation(
                     connection,

@@ -18,14 +18,14 @@ import psycopg
 import pytest
 import uvicorn
 from dagster import DagsterInstance, DagsterRunStatus, ExecuteInProcessResult
-from sqlalchemy import Engine
+from sqlalchemy import Engine, make_url, text
 
 from scenario_pipeline.definitions import defs
 from scenario_pipeline.defs.scheduler import JOB_NAME
 from scenario_pipeline.engines import service
 from scenario_pipeline.engines.service import EngineService
 from scenario_pipeline.importer import import_folder
-from scenario_pipeline.scenarios import insert_default_configuration, registry
+from scenario_pipeline.installation import upgrade
 from scenario_pipeline.storage import database
 from scenario_pipeline.storage.embedded import EmbeddedPostgres
 from scenario_pipeline_tests import world
@@ -63,9 +63,13 @@ def template_database(server: EmbeddedPostgres) -> str:
     name = "template_migrated"
     database.create_database(server.url("postgres"), name)
     engine = database.connect(server.url(name))
-    database.upgrade(engine)
+    upgrade(engine)
     with engine.begin() as connection:
-        insert_default_configuration(connection, registry().values())
+        for statement in (
+            f"ALTER ROLE scenario_scheduler LOGIN PASSWORD '{SCHEDULER_PASSWORD}'",
+            f"CREATE ROLE held_back LOGIN PASSWORD '{SCHEDULER_PASSWORD}' IN ROLE scenario_scheduler",
+        ):
+            connection.execute(text(statement))
     engine.dispose()
     return name
 
@@ -89,6 +93,23 @@ def own_database(server: EmbeddedPostgres, template: str) -> Iterator[str]:
 def database_url(server: EmbeddedPostgres, template_database: str) -> Iterator[str]:
     """The URL of a migrated, empty database of this test's own."""
     yield from own_database(server, template_database)
+
+
+# The two ways in which a scheduler sees all rows: past row-level security, or through functions of the owner.
+SCHEDULERS = {"bypassrls": "scenario_scheduler", "functions": "held_back"}
+SCHEDULER_PASSWORD = "pa55word-of-the-scheduler"
+
+
+def as_scheduler(url: str, way: str = "bypassrls") -> str:
+    """Return the URL of a database for a role that may do what the scheduler may, and nothing else."""
+    address = make_url(url).set(username=SCHEDULERS[way], password=SCHEDULER_PASSWORD)
+    return address.render_as_string(hide_password=False)
+
+
+@pytest.fixture
+def scheduler_url(database_url: str) -> str:
+    """What the pipeline connects with: this test's own database, as the scheduler's role."""
+    return as_scheduler(database_url)
 
 
 @pytest.fixture
@@ -124,10 +145,14 @@ def canaries() -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def dagster_url(server: EmbeddedPostgres) -> str:
-    """Dagster's instance storage, shared by all tests that need one: creating its tables takes seconds."""
-    database.create_database(server.url("postgres"), "dagster")
-    return server.url("dagster")
+def dagster_url(server: EmbeddedPostgres, template_database: str) -> str:
+    """Dagster's instance storage, shared by all tests that need one: creating its tables takes seconds.
+
+    It belongs to the scheduler, since Dagster makes its own tables.
+    """
+    with psycopg.connect(server.url("postgres"), autocommit=True) as connection:
+        connection.execute("CREATE DATABASE dagster OWNER scenario_scheduler")
+    return as_scheduler(server.url("dagster"))
 
 
 class JobRun:
@@ -169,10 +194,10 @@ RunJob = Callable[..., JobRun]
 
 @pytest.fixture
 def run_job(
-    database_url: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    scheduler_url: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> Iterator[RunJob]:
     """Runs the job over this test's own database and returns what it printed and recorded."""
-    monkeypatch.setenv("SCENARIO_DATABASE_URL", database_url)
+    monkeypatch.setenv("SCENARIO_DATABASE_URL", scheduler_url)
     monkeypatch.setenv("SCENARIO_HOME", str(tmp_path))
     with DagsterInstance.ephemeral() as instance:
 
@@ -214,9 +239,9 @@ def engine_log() -> Log:
 
 
 @pytest.fixture
-def served(database_url: str, engine_log: Log) -> Iterator[str]:
+def served(scheduler_url: str, engine_log: Log) -> Iterator[str]:
     """The base URL of a service on this test's own database."""
-    pool = database.connect(database_url, connections=service.CONNECTIONS)
+    pool = database.connect(scheduler_url, connections=service.CONNECTIONS)
     with serving(EngineService(pool, TOKEN, engine_log.logger(""))) as url:
         yield url
     pool.dispose()

@@ -23,7 +23,7 @@ from scenario_pipeline.defs.resources import SchedulerResource, StructuredLogger
 from scenario_pipeline.defs.scheduler import mentor_scenario_evaluations
 from scenario_pipeline.storage import database
 from scenario_pipeline_tests import world
-from scenario_pipeline_tests.conftest import RunJob
+from scenario_pipeline_tests.conftest import RunJob, as_scheduler
 from scenario_pipeline_tests.test_scheduler_job import stranger_accepts, ten_mentors
 from scenario_pipeline_tests.world import DAY, D
 
@@ -77,7 +77,7 @@ def worker(
         env={
             "PATH": "/usr/bin:/bin",
             "PYTHONPATH": str(PROJECT),
-            "SCENARIO_DATABASE_URL": url,
+            "SCENARIO_DATABASE_URL": as_scheduler(url),
             "SCENARIO_DAGSTER_DATABASE_URL": dagster_url,
             "SCENARIO_HOME": str(home),
         },

@@ -29,24 +29,27 @@ from scenario_pipeline.storage import database
 from scenario_pipeline.storage.embedded import EmbeddedPostgres
 from scenario_pipeline.structured_logger import utc_now
 from scenario_pipeline_tests import world
-from scenario_pipeline_tests.conftest import COMMUNITY
+from scenario_pipeline_tests.conftest import COMMUNITY, as_scheduler
 from scenario_pipeline_tests.test_scheduler_job import stranger_accepts
 
 PROJECT = Path(__file__).resolve().parent.parent
 
 
 class Installation:
-    """One user's installation: a database with the community in it, Dagster's own database, and a home."""
+    """One user's installation: a database with the community in it, Dagster's own database, and a home.
+
+    Its commands may do what the scheduler may, and nothing else; `url` is the administrator's.
+    """
 
     def __init__(self, url: str, dagster_url: str, home: Path) -> None:
-        self.url, self.dagster_url, self.home = url, dagster_url, home
+        self.url, self.run_url, self.dagster_url, self.home = url, as_scheduler(url), dagster_url, home
         self.engine: Engine = database.connect(url)
 
     @property
     def environment(self) -> dict[str, str]:
         inherited = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "PYTHONPATH") if name in os.environ}
         return inherited | {
-            "SCENARIO_DATABASE_URL": self.url,
+            "SCENARIO_DATABASE_URL": self.run_url,
             "SCENARIO_DAGSTER_DATABASE_URL": self.dagster_url,
             "SCENARIO_HOME": str(self.home),
         }
@@ -311,7 +314,7 @@ def test_a_log_that_cannot_be_written_does_not_stop_the_run_and_is_not_passed_ov
 
 def test_a_database_out_of_reach_still_gives_a_closed_log(installation: Installation) -> None:
     """With both databases down there is nothing but stdout to tell it."""
-    installation.url = installation.dagster_url = "postgresql://user:a-secret@127.0.0.1:1/nowhere"
+    installation.run_url = installation.dagster_url = "postgresql://user:a-secret@127.0.0.1:1/nowhere"
     stdout, stderr = installation.command("run", status=1)
     stranger_accepts(stdout)
     assert [json.loads(line)["event"] for line in stdout.splitlines()] == [
@@ -413,7 +416,7 @@ def test_a_password_with_signs_and_options_in_the_url_reach_both_databases(
     with psycopg.connect(server.url("postgres"), autocommit=True) as connection:
         connection.execute(f"CREATE ROLE {role} SUPERUSER LOGIN PASSWORD '{password}'")
         try:
-            for name in ("url", "dagster_url"):
+            for name in ("run_url", "dagster_url"):
                 address = getattr(installation, name).split("@")[1]
                 credentials = f"{role}:{quote(password, safe='')}"
                 options = "?options=-c%20work_mem%3D5MB&connect_timeout=9"

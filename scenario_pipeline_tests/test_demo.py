@@ -12,6 +12,7 @@ from sqlalchemy import Date, Engine, literal, select, true
 
 from scenario_pipeline.demo import is_empty, load_demo
 from scenario_pipeline.errors import UserError
+from scenario_pipeline.installation import upgrade
 from scenario_pipeline.scenarios import registry
 from scenario_pipeline.storage import database
 from scenario_pipeline.storage.embedded import EmbeddedPostgres
@@ -58,7 +59,7 @@ def other_engine(server: EmbeddedPostgres) -> Iterator[Engine]:
     """A second database, to compare with."""
     database.create_database(server.url("postgres"), "demo_twin")
     engine = database.connect(server.url("demo_twin"))
-    database.upgrade(engine)
+    upgrade(engine)
     yield engine
     engine.dispose()
 

@@ -44,7 +44,7 @@ from scenario_pipeline.storage import database, ledger
 from scenario_pipeline.storage.embedded import EmbeddedPostgres
 from scenario_pipeline.time_budget import TimeBudget
 from scenario_pipeline_tests import world
-from scenario_pipeline_tests.conftest import COMMUNITY, TOKEN, RunJob, own_database
+from scenario_pipeline_tests.conftest import COMMUNITY, TOKEN, RunJob, as_scheduler, own_database
 from scenario_pipeline_tests.test_engine_service import a_request, post, quiet_mentors
 from scenario_pipeline_tests.test_scheduler_job import refuse_notifications_of, stranger_accepts
 from scenario_pipeline_tests.world import DAY, D, Log, Mentor
@@ -1038,7 +1038,7 @@ def test_a_terminated_run_settles_what_is_in_hand_and_closes_within_five_seconds
             | {
                 "PYTHONPATH": str(PROJECT),
                 "SCENARIO_HOME": str(tmp_path),
-                "SCENARIO_DATABASE_URL": database_url,
+                "SCENARIO_DATABASE_URL": as_scheduler(database_url),
                 "SCENARIO_DAGSTER_DATABASE_URL": dagster_url,
                 "SCENARIO_ENGINE": "http",
                 "SCENARIO_ENGINE_URL": server.url,

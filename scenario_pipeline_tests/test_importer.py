@@ -15,6 +15,7 @@ from sqlalchemy import Connection, Engine, event
 
 from scenario_pipeline.errors import SystemicError, UserError
 from scenario_pipeline.importer import import_folder
+from scenario_pipeline.installation import upgrade
 from scenario_pipeline.storage import database
 from scenario_pipeline.storage.embedded import EmbeddedPostgres
 from scenario_pipeline_tests.conftest import COMMUNITY
@@ -407,7 +408,7 @@ def untouched(server: EmbeddedPostgres) -> Iterator[Engine]:
     """One empty database for all refusals, since none of them may change it."""
     database.create_database(server.url("postgres"), "refusals")
     engine = database.connect(server.url("refusals"))
-    database.upgrade(engine)
+    upgrade(engine)
     yield engine
     engine.dispose()
 

@@ -18,12 +18,18 @@ from scenario_pipeline.defs.resources import SchedulerResource, StructuredLogger
 from scenario_pipeline.defs.scheduler import JOB_NAME, mentor_scenario_evaluations, scheduler_graph
 from scenario_pipeline.structured_logger import STDOUT_SINK, StructuredLogger
 from scenario_pipeline_tests import world
-from scenario_pipeline_tests.conftest import RunJob
+from scenario_pipeline_tests.conftest import SCHEDULERS, RunJob, as_scheduler
 from scenario_pipeline_tests.test_structured_logger import LoggerAndLines, LoggerPromises, pipe_of_writes
 from scenario_pipeline_tests.world import DAY, D, Mentor
 
 CHECKER = Path(__file__).parent / "check_events.py"
 ALL = ["certification_expiry", "inactivity", "milestone"]
+
+
+@pytest.fixture(params=SCHEDULERS)
+def scheduler_url(request: pytest.FixtureRequest, database_url: str) -> str:
+    """Every test of the job, in both ways in which a scheduler may see all rows."""
+    return as_scheduler(database_url, request.param)
 
 
 def stranger_accepts(stdout: str, canaries: Sequence[str] = ()) -> None:
@@ -206,10 +212,26 @@ def test_the_next_run_starts_with_the_mentors_left_over(run_job: RunJob, engine:
             "database_error",
             "the scenario milestone has no default configuration: run scenario-pipeline db upgrade",
         ),
-        ("ALTER TABLE scenario.peer_mentors RENAME TO gone", "database_error", "SQLSTATE 42P01 undefined_table"),
-        ("ALTER TABLE scenario.mentor_activities RENAME TO gone", "database_error", "SQLSTATE 42P01 undefined_table"),
+        (
+            "DROP VIEW scenario.source_mentors",
+            "database_error",
+            "the view scenario.source_mentors does not exist: define the view again",
+        ),
+        (
+            "ALTER VIEW scenario.source_activities RENAME COLUMN activity_date TO gone",
+            "database_error",
+            "the view scenario.source_activities has no column activity_date, which must be date: define the view",
+        ),
+        (
+            "ALTER TABLE scenario.mentor_activities DROP COLUMN activity_date CASCADE; "
+            "CREATE VIEW scenario.source_activities AS SELECT user_id, activity_type, now() AS activity_date "
+            "FROM scenario.mentor_activities",
+            "database_error",
+            "the column activity_date of the view scenario.source_activities is timestamp with time zone, "
+            "and must be date: define the view again",
+        ),
     ],
-    ids=["no schema", "no configuration", "no mentors table", "no activities table"],
+    ids=["no schema", "no configuration", "no view", "no column", "a column of another type"],
 )
 def test_a_failure_of_the_whole_run_is_reported_as_one(
     run_job: RunJob, engine: Engine, fault: str, error_type: str, sentence: str

@@ -24,10 +24,12 @@ from sqlalchemy import CompoundSelect, Connection, Engine, MetaData, text
 from sqlalchemy.engine import make_url
 
 from scenario_pipeline.batch_stats import BatchStats
-from scenario_pipeline.engines.sql import MAX_ATTEMPTS, Evaluation, SqlTriggerEngine, decision_statement
+from scenario_pipeline.engines.sql import MAX_ATTEMPTS, Evaluation, SqlTriggerEngine
+from scenario_pipeline.engines.statement import decision_statement
 from scenario_pipeline.errors import BudgetSpentError, ErrorInfo, ErrorType, SystemicError
 from scenario_pipeline.records import DispatchMode, MentorError, Page, PageResult
 from scenario_pipeline.storage import database, ledger, tables
+from scenario_pipeline.storage.source import Access
 from scenario_pipeline.structured_logger import StructuredLogger
 from scenario_pipeline.time_budget import TimeBudget
 from scenario_pipeline_tests.world import (
@@ -604,9 +606,9 @@ def refused(engine: Engine, page: Page, **options: Any) -> ErrorInfo:
 @pytest.mark.parametrize(
     ("damage", "state"),
     [
-        ("ALTER TABLE scenario.mentor_activities RENAME TO gone", "42P01 undefined_table"),
+        ("ALTER VIEW scenario.source_activities RENAME TO gone", "42P01 undefined_table"),
         ("ALTER TABLE scenario.scenario_notifications RENAME TO gone", "42P01 undefined_table"),
-        ("ALTER TABLE scenario.mentor_activities RENAME activity_date TO gone", "42703 undefined_column"),
+        ("ALTER VIEW scenario.source_activities RENAME COLUMN activity_date TO gone", "42703 undefined_column"),
     ],
 )
 def test_a_missing_table_or_column_fails_the_run_and_no_mentor(engine: Engine, damage: str, state: str) -> None:
@@ -631,7 +633,7 @@ def test_a_missing_permission_fails_the_run_and_no_mentor(engine: Engine, databa
     role = f"limited_{uuid.uuid4().hex}"
     with engine.begin() as connection:
         for statement in (
-            f"CREATE ROLE {role} LOGIN PASSWORD 'secret'",
+            f"CREATE ROLE {role} LOGIN BYPASSRLS PASSWORD 'secret'",
             f"GRANT USAGE ON SCHEMA scenario TO {role}",
             f"GRANT SELECT, INSERT, UPDATE ON ALL TABLES IN SCHEMA scenario TO {role}",
             f"REVOKE INSERT, UPDATE ON scenario.scenario_notifications FROM {role}",
@@ -1099,7 +1101,7 @@ def test_a_page_reads_the_activities_of_its_own_mentors_by_the_index(engine: Eng
     # What autovacuum does in its own time: an index-only scan needs the visibility map.
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.execute(text("VACUUM (ANALYZE) scenario.peer_mentors, scenario.mentor_activities"))
-    statement = decision_statement(ALL_SCENARIOS)
+    statement = decision_statement(ALL_SCENARIOS, Access.VIEWS)
     assert isinstance(statement, CompoundSelect)
     asked = {"mentor_ids": mentors, "evaluation_date": D, "invocation_id": new_invocation_id()}
     compiled = statement.params(asked).compile(dialect=engine.dialect).construct_expanded_state()
@@ -1151,11 +1153,11 @@ def test_the_migrations_make_the_tables_that_the_statements_are_built_from(engin
     "damage",
     [
         "ALTER TABLE scenario.organisations ADD COLUMN extra text",
-        "ALTER TABLE scenario.organisations DROP COLUMN name",
+        "ALTER TABLE scenario.organisations DROP COLUMN name CASCADE",
         "ALTER TABLE scenario.organisations ALTER name DROP NOT NULL",
         "ALTER TABLE scenario.scheduler_runs ALTER total_errors TYPE bigint",
         "ALTER TABLE scenario.scheduler_runs ALTER scenario_types TYPE uuid[] USING NULL",
-        "DROP TABLE scenario.mentor_certifications",
+        "DROP TABLE scenario.mentor_certifications CASCADE",
         "CREATE TABLE scenario.extra (id int)",
     ],
 )

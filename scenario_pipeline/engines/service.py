@@ -28,7 +28,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import BaseModel, BeforeValidator, ValidationError
-from sqlalchemy import ARRAY, Connection, Engine, Uuid, cast, delete, func, select, update
+from sqlalchemy import Connection, Engine, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -48,9 +48,9 @@ from scenario_pipeline.events import EngineAnswered, EngineRefused, EngineStarte
 from scenario_pipeline.records import Page, RunRequest
 from scenario_pipeline.scenarios import registry
 from scenario_pipeline.settings import is_loopback
-from scenario_pipeline.storage import ledger
+from scenario_pipeline.storage import ledger, source
 from scenario_pipeline.storage.database import check_schema
-from scenario_pipeline.storage.tables import peer_mentors, trigger_engine_replies
+from scenario_pipeline.storage.tables import trigger_engine_replies
 from scenario_pipeline.structured_logger import StructuredLogger
 from scenario_pipeline.time_budget import TimeBudget
 
@@ -348,25 +348,16 @@ def _limit(connection: Connection, budget: TimeBudget) -> None:
 
 
 def _remove_old_replies(connection: Connection) -> None:
-    table = trigger_engine_replies
-    old = (
-        select(table.c.idempotency_key)
-        .where(table.c.created_at < func.clock_timestamp() - REPLIES_KEPT)
-        .order_by(table.c.created_at)
-        .limit(REPLIES_REMOVED)
-        .with_for_update(skip_locked=True)
-    )
-    connection.execute(delete(table).where(table.c.idempotency_key.in_(old)))
+    # With the owner's rights: the scheduler's role deletes nothing.
+    connection.execute(select(func.scenario.remove_old_replies(REPLIES_KEPT, REPLIES_REMOVED)))
 
 
 def _evaluate(connection: Connection, asked: EvaluationRequest, budget: TimeBudget) -> EvaluationReply:
     """Evaluate those of the mentors that exist, each counted on its own."""
     mentor_ids = [str(mentor_id) for mentor_id in asked.peer_mentor_ids]
-    existing = set(
-        connection.execute(
-            select(peer_mentors.c.id).where(peer_mentors.c.id == func.any(cast(mentor_ids, ARRAY(Uuid(as_uuid=False)))))
-        ).scalars()
-    )
+    asked_for = source.keys(mentor_ids)
+    mentor = source.mentors(source.access_of(connection), asked_for)
+    existing = set(connection.execute(select(mentor.c.id).where(mentor.c.id == func.any(asked_for))).scalars())
     request = RunRequest(
         evaluation_date=asked.evaluation_date,
         scenario_types=tuple(sorted(set(asked.scenario_types))),

@@ -1,7 +1,7 @@
 """The `sql` trigger engine: one set-based statement decides and dispatches a page inside Postgres.
 
-Belongs here: the statement of contract section 4, its repetition after lost races, bisection of poison mentors, and
-the page's transaction. Does not belong here: what makes a scenario due (`scenarios`) or the run as a whole.
+Belongs here: running the statement, its repetition after lost races, bisection of poison mentors, and the page's
+transaction. Does not belong here: the statement itself (`engines.statement`) or the run as a whole.
 """
 
 from __future__ import annotations
@@ -9,40 +9,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import date
-from functools import cache
-from typing import Any
 
-from sqlalchemy import (
-    ARRAY,
-    Connection,
-    Date,
-    Engine,
-    Executable,
-    Text,
-    Uuid,
-    bindparam,
-    case,
-    cast,
-    exists,
-    func,
-    literal,
-    null,
-    or_,
-    select,
-    true,
-    union_all,
-)
-from sqlalchemy.dialects.postgresql import distinct_on, insert
+from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from scenario_pipeline.batch_stats import DISPATCHED, NO_ORGANISATION, BatchStats, OutcomeKey
+from scenario_pipeline.batch_stats import NO_ORGANISATION, BatchStats, OutcomeKey
+from scenario_pipeline.engines.statement import EVALUATED, decision_statement
 from scenario_pipeline.errors import BudgetSpentError, ErrorInfo, ErrorType, SystemicError, classify
 from scenario_pipeline.events import PageRetried
 from scenario_pipeline.records import MentorError, Page, PageResult
-from scenario_pipeline.scenarios import registry
-from scenario_pipeline.storage import ledger
-from scenario_pipeline.storage.tables import peer_mentors, scenario_evaluation_config, scenario_notifications
+from scenario_pipeline.storage import ledger, source
 from scenario_pipeline.structured_logger import StructuredLogger
 from scenario_pipeline.time_budget import TimeBudget
 
@@ -52,10 +28,6 @@ MAX_ATTEMPTS = 4
 SETTLING_SECONDS = 2.0
 # A match can lose a race to each of a few writers; one that loses again and again meets no writer but an old row.
 MAX_LOST_RACES = 5
-# The cooldown window of a mentor's first notification starts here (contract section 4).
-FIRST_WINDOW = date(1970, 1, 1)
-_LOST_RACE = "lost_race"
-_EVALUATED = "evaluated"
 # A timeout this close to the deadline is the budget's own, despite the rounding to milliseconds.
 _ROUNDING_SECONDS = 0.05
 
@@ -187,14 +159,14 @@ class Evaluation:
             raise _WindowTakenError
         ledger.limit_statement_time(self.connection, self.budget.remaining_seconds)
         rows = self.connection.execute(
-            decision_statement(scenario_types, self.by_mentor),
+            decision_statement(scenario_types, source.access_of(self.connection), self.by_mentor),
             {
                 "mentor_ids": list(mentor_ids),
                 "evaluation_date": self.page.request.evaluation_date,
                 "invocation_id": self.invocation_id,
             },
         ).all()
-        evaluated = {row.counted_for or NO_ORGANISATION: row.n for row in rows if row.outcome == _EVALUATED}
+        evaluated = {row.counted_for or NO_ORGANISATION: row.n for row in rows if row.outcome == EVALUATED}
         outcomes: Counter[OutcomeKey] = Counter()
         again = BatchStats()
         for row in rows:
@@ -207,169 +179,3 @@ class Evaluation:
                     outcomes[(row.counted_for, row.scenario_type, row.outcome)] += row.n
         # The mentors of a repetition are counted already; only what became of their matches is new.
         return BatchStats(evaluated, outcomes) + BatchStats(outcomes=again.outcomes)
-
-
-@cache
-def decision_statement(scenario_types: tuple[str, ...], by_mentor: bool = False) -> Executable:
-    """Build the statement that decides and dispatches for a list of mentors.
-
-    Parameters of the statement: `mentor_ids` (uuid[]), `evaluation_date`, `invocation_id`. It returns rows
-    (`counted_for`, `scenario_type`, `outcome`, `n`, `mentor_ids`): one a group of matches with the same outcome, with
-    the mentors listed where the outcome is a lost race, and one a group with the mentors evaluated. The groups are
-    organisations, or mentors where `by_mentor` asks for it.
-    """
-    evaluation_date = cast(bindparam("evaluation_date"), Date)
-    mentor, config, sent = peer_mentors, scenario_evaluation_config, scenario_notifications
-
-    key = Uuid(as_uuid=False)
-    asked = select(func.unnest(cast(bindparam("mentor_ids"), ARRAY(key)), type_=key).label("user_id")).subquery("asked")
-    # Left join: a mentor who left since the list was made is evaluated, and matches nothing.
-    page = (
-        select(asked.c.user_id, mentor.c.organisation_id, mentor.c.joined_on, mentor.c.notifications_opt_out)
-        .select_from(asked)
-        .join(mentor, (mentor.c.id == asked.c.user_id) & (mentor.c.status == "active"), isouter=True)
-        .cte("page")
-        .prefix_with("MATERIALIZED", dialect="postgresql")
-    )
-    members = select(page.c.organisation_id).distinct().subquery("members")
-    # An organisation's row overrides the default row as a whole: NULLs sort last, so its own row comes first.
-    configuration = (
-        select(
-            members.c.organisation_id,
-            config.c.scenario_type,
-            config.c.enabled,
-            config.c.thresholds,
-            config.c.lookback_days,
-            config.c.cooldown_days,
-        )
-        .join(config, or_(config.c.organisation_id == members.c.organisation_id, config.c.organisation_id.is_(None)))
-        .where(config.c.scenario_type.in_(scenario_types), members.c.organisation_id.is_not(None))
-        .ext(distinct_on(members.c.organisation_id, config.c.scenario_type))
-        .order_by(members.c.organisation_id, config.c.scenario_type, config.c.organisation_id.nulls_last())
-        .cte("configuration")
-        .prefix_with("MATERIALIZED", dialect="postgresql")
-    )
-    due = union_all(*(_due(name, page, configuration, evaluation_date) for name in scenario_types)).cte("due")
-    previous = (
-        select(func.max(sent.c.evaluation_date).label("on"))
-        .where(sent.c.user_id == due.c.user_id, sent.c.scenario_type == due.c.scenario_type)
-        .lateral("previous")
-    )
-    is_duplicate = exists().where(
-        sent.c.user_id == due.c.user_id,
-        sent.c.scenario_type == due.c.scenario_type,
-        or_(sent.c.dedup_key == due.c.dedup_key, sent.c.evaluation_date == evaluation_date),
-    )
-    reason = case(
-        (page.c.notifications_opt_out, "opted_out"),
-        (is_duplicate, "duplicate"),
-        # A notification dated after the evaluation date holds as well: the distance is negative.
-        (previous.c.on > evaluation_date - due.c.cooldown_days, "cooldown"),
-    )
-    decided = (
-        select(due, page.c.organisation_id, previous.c.on.label("previous"), reason.label("reason"))
-        .select_from(due)
-        .join(page, page.c.user_id == due.c.user_id)
-        .join(previous, true())
-        .cte("decided")
-    )
-    dispatched = (
-        insert(sent)
-        .from_select(
-            [
-                sent.c.id,
-                sent.c.user_id,
-                sent.c.organisation_id,
-                sent.c.scenario_type,
-                sent.c.evaluation_date,
-                sent.c.cooldown_window_start,
-                sent.c.dedup_key,
-                sent.c.threshold,
-                sent.c.crossed_on,
-                sent.c.invocation_id,
-            ],
-            select(
-                func.gen_random_uuid(),
-                decided.c.user_id,
-                decided.c.organisation_id,
-                decided.c.scenario_type,
-                evaluation_date,
-                func.coalesce(decided.c.previous, literal(FIRST_WINDOW, Date)),
-                decided.c.dedup_key,
-                decided.c.threshold,
-                decided.c.crossed_on,
-                cast(bindparam("invocation_id"), Uuid(as_uuid=False)),
-            )
-            .where(decided.c.reason.is_(None))
-            # One order for all writers: without it two overlapping pages deadlock.
-            .order_by(decided.c.user_id, decided.c.scenario_type),
-        )
-        .on_conflict_do_nothing()
-        .returning(sent.c.user_id, sent.c.scenario_type)
-        .cte("dispatched")
-    )
-    outcome = case(
-        (decided.c.reason.is_not(None), decided.c.reason),
-        (dispatched.c.user_id.is_not(None), DISPATCHED),
-        else_=_LOST_RACE,
-    )
-    matches = (
-        select(
-            decided.c.user_id,
-            (decided.c.user_id if by_mentor else decided.c.organisation_id).label("counted_for"),
-            decided.c.scenario_type,
-            outcome.label("outcome"),
-        )
-        .select_from(decided)
-        .join(
-            dispatched,
-            (dispatched.c.user_id == decided.c.user_id) & (dispatched.c.scenario_type == decided.c.scenario_type),
-            isouter=True,
-        )
-        .subquery("matches")
-    )
-    evaluated_for = page.c.user_id if by_mentor else page.c.organisation_id
-    return union_all(
-        select(
-            evaluated_for.label("counted_for"),
-            cast(null(), Text).label("scenario_type"),
-            literal(_EVALUATED).label("outcome"),
-            func.count().label("n"),
-            cast(null(), ARRAY(Uuid(as_uuid=False))).label("mentor_ids"),
-        ).group_by(evaluated_for),
-        select(
-            matches.c.counted_for,
-            matches.c.scenario_type,
-            matches.c.outcome,
-            func.count(),
-            func.array_agg(matches.c.user_id, type_=ARRAY(Uuid(as_uuid=False))).filter(matches.c.outcome == _LOST_RACE),
-        ).group_by(matches.c.counted_for, matches.c.scenario_type, matches.c.outcome),
-    )
-
-
-def _due(name: str, page: Any, configuration: Any, evaluation_date: Any) -> Any:
-    """Select the matches of one scenario with the name and the cooldown that apply to them."""
-    own = (
-        select(
-            configuration.c.organisation_id,
-            configuration.c.thresholds,
-            configuration.c.lookback_days,
-            configuration.c.cooldown_days,
-        )
-        .where(configuration.c.scenario_type == name, configuration.c.enabled)
-        .subquery(f"{name}_configuration")
-    )
-    found = registry()[name].matches(page, own, evaluation_date).subquery(name)
-    return (
-        select(
-            found.c.user_id,
-            literal(name).label("scenario_type"),
-            found.c.threshold,
-            found.c.crossed_on,
-            found.c.dedup_key,
-            own.c.cooldown_days,
-        )
-        .select_from(found)
-        .join(page, page.c.user_id == found.c.user_id)
-        .join(own, own.c.organisation_id == page.c.organisation_id)
-    )

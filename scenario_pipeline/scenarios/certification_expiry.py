@@ -5,14 +5,14 @@ from __future__ import annotations
 from sqlalchemy import ColumnElement, Date, FromClause, Integer, Select, Text, cast, func, literal, select, true
 
 from scenario_pipeline.scenarios import Scenario
-from scenario_pipeline.storage.tables import mentor_certifications
+from scenario_pipeline.storage.tables import source_certifications
 
 
 def matches(
     page: FromClause, configuration: FromClause, evaluation_date: ColumnElement[object]
 ) -> Select[tuple[str, int, object, str]]:
     """Select the due certification that expires first (then by type), at its lowest crossed T: the latest crossing."""
-    certification = mentor_certifications
+    certification = source_certifications
     thresholds = func.unnest(configuration.c.thresholds).table_valued("days", name="thresholds").render_derived()
     threshold = thresholds.c.days
     crossed_on = certification.c.expires_on - threshold

@@ -5,14 +5,14 @@ from __future__ import annotations
 from sqlalchemy import ColumnElement, Date, FromClause, Integer, Select, Text, cast, func, literal, select, true
 
 from scenario_pipeline.scenarios import Scenario
-from scenario_pipeline.storage.tables import mentor_activities
+from scenario_pipeline.storage.tables import source_activities
 
 
 def matches(
     page: FromClause, configuration: FromClause, evaluation_date: ColumnElement[object]
 ) -> Select[tuple[str, int, object, str]]:
     """Select mentors whose `last date + T` lies in the look-back window; the highest such T, which crossed latest."""
-    activity = mentor_activities
+    activity = source_activities
     last_activity = (
         select(func.max(activity.c.activity_date).label("on"))
         .where(activity.c.user_id == page.c.user_id, activity.c.activity_date <= evaluation_date)

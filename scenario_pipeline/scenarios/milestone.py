@@ -5,7 +5,7 @@ from __future__ import annotations
 from sqlalchemy import ColumnElement, Date, FromClause, Integer, Select, Text, cast, func, select, true
 
 from scenario_pipeline.scenarios import Scenario
-from scenario_pipeline.storage.tables import mentor_activities
+from scenario_pipeline.storage.tables import source_activities
 
 
 def matches(
@@ -16,7 +16,7 @@ def matches(
     A threshold is crossed in the window when it lies above the count before the window and not above the count at
     its end. Mentors without an activity in the window, the great majority, cost one short index range.
     """
-    activity = mentor_activities
+    activity = source_activities
     window_start = evaluation_date - configuration.c.lookback_days
     recent = (
         select(func.count().label("n"))

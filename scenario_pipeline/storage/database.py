@@ -19,6 +19,7 @@ from sqlalchemy.engine import make_url
 
 from scenario_pipeline.errors import ErrorInfo, ErrorType, SystemicError, UserError, classify
 from scenario_pipeline.settings import Settings
+from scenario_pipeline.storage import roles
 from scenario_pipeline.storage.embedded import EmbeddedPostgres
 from scenario_pipeline.storage.tables import SCHEMA
 
@@ -45,19 +46,24 @@ def embedded_postgres(settings: Settings) -> EmbeddedPostgres:
     return EmbeddedPostgres(settings.home / "postgres")
 
 
-def locate(settings: Settings) -> DatabaseUrls:
-    """Return where both databases are; starts the embedded server if it is the one to use.
+def locate(settings: Settings, *, start: bool = True) -> DatabaseUrls:
+    """Return where both databases are.
+
+    Args:
+        settings: of this installation.
+        start: start the embedded server if it is the one to use, and create its databases.
 
     Raises:
-        UserError: the embedded server cannot be started.
+        UserError: the embedded server cannot be started, or does not run and is not to be started.
     """
     if settings.database_url is not None:
         dagster = settings.dagster_database_url or plain_url(settings.database_url, "dagster")
         return DatabaseUrls(settings.database_url, dagster, embedded=False)
     server = embedded_postgres(settings)
-    server.start()
-    for database in ("scenario", "dagster"):
-        create_database(server.url("postgres"), database)
+    if start:
+        server.start()
+        for database in ("scenario", "dagster"):
+            create_database(server.url("postgres"), database)
     dagster = settings.dagster_database_url or server.url("dagster")
     return DatabaseUrls(server.url("scenario"), dagster, embedded=True)
 
@@ -135,26 +141,38 @@ def schema_version(connection: Connection) -> str | None:
     return context.get_current_revision()
 
 
-def upgrade(engine: Engine) -> None:
-    """Create or upgrade the schema, in one transaction.
+def upgrade(connection: Connection) -> None:
+    """Create or upgrade the schema, and make the roles that are missing where the current role may.
+
+    From then on until the end of the transaction the connection acts as the owner of the schema.
+
+    Args:
+        connection: inside a transaction, which the caller commits.
 
     Raises:
         UserError: the server is too old, or the database is newer than the code.
     """
-    with engine.begin() as connection:
-        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
-        major = int(connection.execute(text("SHOW server_version_num")).scalar_one()) // 10_000
-        if major < OLDEST_SERVER:
-            raise UserError(
-                f"The server is PostgreSQL {major}; version {OLDEST_SERVER} or newer is needed.", exit_status=1
-            )
-        config = _alembic_config()
-        current = schema_version(connection)
-        if _is_newer(current):
-            raise UserError(f"{mismatch(current).capitalize()}.", exit_status=1)
-        connection.execute(text(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}"))
-        config.attributes["connection"] = connection
-        command.upgrade(config, "head")
+    connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
+    major = server_major(connection)
+    if major < OLDEST_SERVER:
+        raise UserError(f"The server is PostgreSQL {major}; version {OLDEST_SERVER} or newer is needed.", exit_status=1)
+    config = _alembic_config()
+    current = schema_version(connection)
+    if _is_newer(current):
+        raise UserError(f"{mismatch(current).capitalize()}.", exit_status=1)
+    if roles.may_create_roles(connection):
+        roles.create_roles(connection)
+    # Asked first: who may not create a schema may not do so "if not exists" either.
+    if connection.execute(text("SELECT to_regnamespace(:schema)"), {"schema": SCHEMA}).scalar_one() is None:
+        connection.execute(text(f"CREATE SCHEMA {SCHEMA}"))
+    roles.become_owner(connection)
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")
+
+
+def server_major(connection: Connection) -> int:
+    """Return the major version of the server."""
+    return int(connection.execute(text("SHOW server_version_num")).scalar_one()) // 10_000
 
 
 def _is_newer(version: str | None) -> bool:

@@ -12,13 +12,11 @@ from datetime import date, datetime
 from typing import Any
 
 from sqlalchemy import (
-    ARRAY,
     ColumnElement,
     Connection,
     Integer,
     ScalarSelect,
     Select,
-    Uuid,
     and_,
     bindparam,
     case,
@@ -36,9 +34,8 @@ from scenario_pipeline.batch_stats import DISPATCHED, BatchStats
 from scenario_pipeline.errors import ErrorInfo, ErrorType
 from scenario_pipeline.events import Report
 from scenario_pipeline.records import MentorError, Page, PageResult, RunRequest
+from scenario_pipeline.storage import source
 from scenario_pipeline.storage.tables import (
-    organisations,
-    peer_mentors,
     scenario_evaluation_config,
     scenario_notifications,
     scheduler_run_pages,
@@ -160,14 +157,12 @@ def _last_mentor_reached(invocation_id: ColumnElement[str]) -> ScalarSelect[str]
 
 def active_mentors(connection: Connection, request: RunRequest, invocation_id: str) -> list[str]:
     """Return the ids of the mentors to evaluate, those left over by the previous run first, and note their number."""
-    mentor = peer_mentors
     start = select(scheduler_runs.c.resume_after).where(scheduler_runs.c.invocation_id == invocation_id)
     after = connection.execute(start).scalar_one()
-    statement = select(mentor.c.id).where(mentor.c.status == "active", mentor.c.joined_on <= request.evaluation_date)
-    if request.organisation_ids:
-        statement = statement.where(mentor.c.organisation_id.in_(request.organisation_ids))
+    access = source.access_of(connection)
+    mentor = source.active_mentors(access, request.evaluation_date, request.organisation_ids)
     order = [mentor.c.id] if after is None else [mentor.c.id <= after, mentor.c.id]
-    mentor_ids = list(connection.execute(statement.order_by(*order)).scalars())
+    mentor_ids = list(connection.execute(select(mentor.c.id).order_by(*order)).scalars())
     connection.execute(
         update(scheduler_runs)
         .where(scheduler_runs.c.invocation_id == invocation_id)
@@ -178,15 +173,15 @@ def active_mentors(connection: Connection, request: RunRequest, invocation_id: s
 
 def unknown_organisations(connection: Connection, organisation_ids: tuple[str, ...]) -> list[str]:
     """Return those of the ids that are no organisation."""
-    rows = connection.execute(select(organisations.c.id).where(organisations.c.id.in_(organisation_ids))).scalars()
-    return sorted(set(organisation_ids) - set(rows))
+    return sorted(set(organisation_ids) - organisation_names(connection, organisation_ids).keys())
 
 
 def organisations_of(connection: Connection, mentor_ids: Sequence[str]) -> dict[str, str]:
     """Return the organisation of each of these mentors who is active."""
-    mentor = peer_mentors
+    asked = source.keys(mentor_ids)
+    mentor = source.mentors(source.access_of(connection), asked)
     statement = select(mentor.c.id, mentor.c.organisation_id).where(
-        mentor.c.id == func.any(cast(list(mentor_ids), ARRAY(Uuid(as_uuid=False)))), mentor.c.status == "active"
+        mentor.c.id == func.any(asked), mentor.c.status == "active"
     )
     return {row.id: row.organisation_id for row in connection.execute(statement)}
 
@@ -366,7 +361,7 @@ def overdue_invocations(connection: Connection, now: datetime, grace_seconds: fl
 
 def organisation_names(connection: Connection, organisation_ids: Collection[str]) -> dict[str, str]:
     """Return the names of organisations by id."""
-    table = organisations
+    table = source.organisations(source.access_of(connection), organisation_ids)
     rows = connection.execute(select(table.c.id, table.c.name).where(table.c.id.in_(organisation_ids)))
     return {row.id: row.name for row in rows}
 

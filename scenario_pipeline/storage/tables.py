@@ -1,4 +1,4 @@
-"""The tables of contract sections 2, 4 and 8 as SQLAlchemy Core objects.
+"""The tables of contract sections 2, 4 and 8, and the views on the source, as SQLAlchemy Core objects.
 
 Belongs here: names, columns and types, for statements to be built from. The migrations create them, with every
 constraint; a test compares the two. Does not belong here: statements.
@@ -12,6 +12,8 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 SCHEMA = "scenario"
 
 metadata = MetaData(schema=SCHEMA)
+# Apart from the tables, since a view has no constraint to compare.
+source_metadata = MetaData(schema=SCHEMA)
 
 _UUID = Uuid(as_uuid=False)
 _MOMENT = DateTime(timezone=True)
@@ -151,4 +153,40 @@ scheduler_run_requests = Table(
     Column("dispatch_mode", Text, nullable=False),
     Column("invocation_id", _UUID),
     Column("refusal", Text),
+)
+
+# What an evaluation reads of the source, and all of it: a user may define these views over tables of their own.
+
+source_organisations = Table(
+    "source_organisations",
+    source_metadata,
+    Column("id", _UUID),
+    Column("name", Text),
+    Column("timezone", Text),
+)
+
+source_mentors = Table(
+    "source_mentors",
+    source_metadata,
+    Column("id", _UUID),
+    Column("organisation_id", _UUID),
+    Column("status", Text),
+    Column("joined_on", Date),
+    Column("notifications_opt_out", Boolean),
+)
+
+source_activities = Table(
+    "source_activities",
+    source_metadata,
+    Column("user_id", _UUID),
+    Column("activity_type", Text),
+    Column("activity_date", Date),
+)
+
+source_certifications = Table(
+    "source_certifications",
+    source_metadata,
+    Column("user_id", _UUID),
+    Column("certification_type", Text),
+    Column("expires_on", Date),
 )

@@ -1,0 +1,176 @@
+"""The roles of an installation and what each may do (contract section 2; docs/deploy.md).
+
+Belongs here: the grants, told once for whoever gives them and whoever looks whether they are there. Does not belong
+here: making the roles, which is `roles.sql`'s, since an administrator may have to run it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sqlalchemy import Connection, text
+
+from scenario_pipeline.storage.tables import SCHEMA, metadata, source_metadata
+
+OWNER, SCHEDULER, READER = "scenario_owner", "scenario_scheduler", "scenario_reader"
+ROLES_FILE = Path(__file__).parent / "roles.sql"
+# Names, addresses and numbers of people: no role but the owner may read them.
+PERSONAL_COLUMNS = ("full_name", "email", "phone")
+VERSION_TABLE = "alembic_version"
+SOURCE_TABLES = ("organisations", "peer_mentors", "mentor_activities", "mentor_certifications")
+# What is evaluated, as it comes with the project; a user may put other tables behind the views.
+SOURCE = frozenset({*SOURCE_TABLES, *(view.name for view in source_metadata.tables.values())})
+# Made with the owner's rights, and so closed to everybody who is not named.
+DEFINER_FUNCTIONS = (
+    "active_mentors(date, uuid[])",
+    "mentors_of(uuid[])",
+    "organisations_of(uuid[])",
+    "remove_old_replies(interval, int)",
+    "request_scheduler_run(date, text[], uuid[], text)",
+)
+# Who asks for runs is a clock's role, which the installation chooses.
+SCHEDULERS_FUNCTIONS = DEFINER_FUNCTIONS[:4]
+
+
+@dataclass(frozen=True)
+class Grant:
+    """One privilege that a role needs on one table or view.
+
+    Attributes:
+        role: who needs it.
+        privilege: `SELECT`, `INSERT` or `UPDATE`.
+        relation: table or view of the schema `scenario`.
+        columns: the columns it is limited to; empty for all.
+    """
+
+    role: str
+    privilege: str
+    relation: str
+    columns: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        of = f" ({', '.join(self.columns)})" if self.columns else ""
+        return f"{self.privilege}{of} ON {SCHEMA}.{self.relation}"
+
+
+def _grants() -> Iterator[Grant]:
+    for view in source_metadata.tables.values():
+        yield Grant(SCHEDULER, "SELECT", view.name)
+    # The views read with the rights of whoever asks.
+    for table in SOURCE_TABLES:
+        columns = tuple(c.name for c in metadata.tables[f"{SCHEMA}.{table}"].columns if c.name not in PERSONAL_COLUMNS)
+        yield Grant(SCHEDULER, "SELECT", table, columns)
+    for table, privileges in {
+        "scenario_notifications": ("SELECT", "INSERT"),
+        "scheduler_runs": ("SELECT", "INSERT", "UPDATE"),
+        "scheduler_run_pages": ("SELECT", "INSERT", "UPDATE"),
+        "trigger_engine_replies": ("SELECT", "INSERT", "UPDATE"),
+        "scheduler_run_requests": ("SELECT",),
+        "scenario_evaluation_config": ("SELECT",),
+        VERSION_TABLE: ("SELECT",),
+    }.items():
+        for privilege in privileges:
+            yield Grant(SCHEDULER, privilege, table)
+    yield Grant(SCHEDULER, "UPDATE", "scheduler_run_requests", ("invocation_id", "refusal"))
+    yield Grant(SCHEDULER, "UPDATE", "scenario_evaluation_config", ("last_evaluated_count", "last_evaluated_at"))
+    for table in (
+        "scenario_notifications",
+        "scheduler_runs",
+        "scheduler_run_pages",
+        "scheduler_run_requests",
+        "scenario_evaluation_config",
+        "organisations",
+        "source_organisations",
+        VERSION_TABLE,
+    ):
+        yield Grant(READER, "SELECT", table)
+
+
+GRANTS = tuple(_grants())
+
+
+def may_create_roles(connection: Connection) -> bool:
+    """Whether the current role may create others."""
+    statement = text("SELECT rolsuper OR rolcreaterole FROM pg_roles WHERE rolname = current_user")
+    return bool(connection.execute(statement).scalar_one())
+
+
+def create_roles(connection: Connection) -> None:
+    """Create those of the roles that are missing, as an administrator would with `roles.sql`."""
+    connection.execute(text(ROLES_FILE.read_text(encoding="utf-8")))
+
+
+def existing_roles(connection: Connection) -> list[str]:
+    """Return which of the three roles the server has."""
+    statement = text("SELECT rolname FROM pg_roles WHERE rolname = ANY (:names) ORDER BY rolname")
+    return list(connection.execute(statement, {"names": [OWNER, SCHEDULER, READER]}).scalars())
+
+
+def become_owner(connection: Connection) -> None:
+    """Go on as the owner of the schema until the transaction ends, and hand the schema to `scenario_owner` first.
+
+    Only what the current role made itself is handed over, and only if it may act as `scenario_owner`: whoever upgrades
+    without that right stays the owner.
+    """
+    connection.execute(text(_HAND_OVER))
+    owner = connection.execute(
+        text("SELECT nspowner::regrole::text FROM pg_namespace WHERE nspname = :schema"), {"schema": SCHEMA}
+    ).scalar_one()
+    may = text("SELECT pg_has_role(to_regrole(:owner), 'MEMBER') AND to_regrole(:owner) <> current_user::regrole")
+    if connection.execute(may, {"owner": owner}).scalar_one():
+        connection.execute(text(f"SET LOCAL ROLE {owner}"))
+
+
+_HAND_OVER = """
+DO $$
+DECLARE
+    object text;
+BEGIN
+    IF to_regrole('scenario_owner') IS NULL OR NOT pg_has_role('scenario_owner', 'MEMBER')
+        OR (SELECT nspowner FROM pg_namespace WHERE nspname = 'scenario') <> current_user::regrole THEN
+        RETURN;
+    END IF;
+    ALTER SCHEMA scenario OWNER TO scenario_owner;
+    FOR object IN
+        SELECT format('TABLE %s', oid::regclass) FROM pg_class
+            WHERE relnamespace = 'scenario'::regnamespace AND relkind = 'r' AND relowner = current_user::regrole
+        UNION ALL SELECT format('FUNCTION %s', oid::regprocedure) FROM pg_proc
+            WHERE pronamespace = 'scenario'::regnamespace AND proowner = current_user::regrole
+    LOOP
+        EXECUTE format('ALTER %s OWNER TO scenario_owner', object);
+    END LOOP;
+EXCEPTION WHEN insufficient_privilege THEN
+    NULL;
+END $$
+"""
+
+
+def grant(connection: Connection, scheduler_functions: Sequence[str]) -> None:
+    """Give the roles that exist what they need; the current role owns the schema.
+
+    A view that somebody else owns is left alone: only its owner can grant on it.
+
+    Args:
+        connection: inside a transaction.
+        scheduler_functions: further functions of the schema, with the types of their arguments, for the scheduler.
+    """
+    roles = existing_roles(connection)
+    owned = text(
+        "SELECT relname FROM pg_class WHERE relnamespace = to_regnamespace(:schema) AND pg_has_role(relowner, 'USAGE')"
+    )
+    relations = set(connection.execute(owned, {"schema": SCHEMA}).scalars())
+    statements = [f"GRANT USAGE ON SCHEMA {SCHEMA} TO {role}" for role in (SCHEDULER, READER) if role in roles]
+    statements += [f"GRANT {g} TO {g.role}" for g in GRANTS if g.role in roles and g.relation in relations]
+    for function in (*SCHEDULERS_FUNCTIONS, *scheduler_functions):
+        statements.append(f"REVOKE ALL ON FUNCTION {SCHEMA}.{function} FROM PUBLIC")
+        if SCHEDULER in roles:
+            statements.append(f"GRANT EXECUTE ON FUNCTION {SCHEMA}.{function} TO {SCHEDULER}")
+    if READER in roles:
+        statements += [
+            f"DROP POLICY IF EXISTS {READER} ON {SCHEMA}.organisations",
+            f"CREATE POLICY {READER} ON {SCHEMA}.organisations FOR SELECT TO {READER} USING (true)",
+        ]
+    for statement in statements:
+        connection.execute(text(statement))

@@ -1,0 +1,152 @@
+"""The source: what an evaluation reads of an organisation's own data (contract section 2).
+
+Belongs here: the four views, whether they fit, and the way to them: the views themselves or, where row-level security
+keeps the role from their tables, functions with the owner's rights. Does not belong here: what is due.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator
+from datetime import date
+from enum import Enum
+from typing import Any
+
+from sqlalchemy import (
+    ARRAY,
+    ColumnClause,
+    ColumnElement,
+    Connection,
+    FromClause,
+    Uuid,
+    cast,
+    column,
+    func,
+    literal,
+    select,
+    text,
+)
+from sqlalchemy.dialects import postgresql
+
+from scenario_pipeline.errors import ErrorInfo, ErrorType, SystemicError
+from scenario_pipeline.storage.tables import SCHEMA, source_mentors, source_metadata, source_organisations
+
+_KEY = Uuid(as_uuid=False)
+
+
+class Access(Enum):
+    """How a role reads the source."""
+
+    VIEWS = "the views, with its own rights"
+    FUNCTIONS = "functions, with the rights of the owner"
+
+
+def access_of(connection: Connection) -> Access:
+    """Return how this connection's role reads the source; asked once a connection.
+
+    A role that policies may hold for takes the functions if it may call them. Whatever it may not see all of is an
+    error of the statement that reads it, since `row_security` is off in every session: rows are never left out
+    silently.
+    """
+    if _ACCESS not in connection.info:
+        # Looked up in the catalog: asking the views themselves would wait for whoever has locked their tables.
+        passes_policies, may_call = connection.execute(_RIGHTS).one()
+        connection.info[_ACCESS] = Access.FUNCTIONS if may_call and not passes_policies else Access.VIEWS
+    access: Access = connection.info[_ACCESS]
+    return access
+
+
+_ACCESS = "scenario_access"
+_RIGHTS = text(
+    "SELECT rolsuper OR rolbypassrls OR pg_has_role(nspowner, 'USAGE'), "
+    "coalesce(has_function_privilege(to_regprocedure('scenario.mentors_of(uuid[])'), 'EXECUTE'), false) "
+    "FROM pg_roles, pg_namespace WHERE rolname = current_user AND nspname = 'scenario'"
+)
+
+
+def misfits(connection: Connection) -> Iterator[str]:
+    """Yield one sentence for each view, and each column of one, that is missing or has another type than it must."""
+    rows = connection.execute(
+        text(
+            "SELECT c.relname, a.attname, format_type(a.atttypid, NULL) AS type FROM pg_class c "
+            "JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped "
+            "WHERE c.relnamespace = to_regnamespace(:schema) AND c.relname = ANY (:views)"
+        ),
+        {"schema": SCHEMA, "views": [view.name for view in source_metadata.tables.values()]},
+    ).all()
+    found: dict[str, dict[str, str]] = {}
+    for row in rows:
+        found.setdefault(row.relname, {})[row.attname] = row.type
+    for view in source_metadata.tables.values():
+        if view.name not in found:
+            yield f"the view {view.fullname} does not exist"
+            continue
+        for wanted in view.columns:
+            needed = wanted.type.compile(postgresql.dialect()).lower()  # type: ignore[no-untyped-call]
+            actual = found[view.name].get(wanted.name)
+            if actual is None:
+                yield f"the view {view.fullname} has no column {wanted.name}, which must be {needed}"
+            elif actual != needed:
+                yield f"the column {wanted.name} of the view {view.fullname} is {actual}, and must be {needed}"
+
+
+def check_views(connection: Connection) -> None:
+    """Refuse views that do not fit: a run over them would fail in the middle, or match nobody.
+
+    Raises:
+        SystemicError: with a sentence that names the first view and column.
+    """
+    for sentence in misfits(connection):
+        raise SystemicError(ErrorInfo(ErrorType.DATABASE, f"{sentence}: define the view again"))
+
+
+def reads_bundled_tables(connection: Connection) -> bool:
+    """Whether all four views read the tables that come with the project, and nothing else."""
+    statement = text(
+        "SELECT count(DISTINCT v.oid) FROM pg_class v JOIN pg_rewrite r ON r.ev_class = v.oid "
+        "JOIN pg_depend d ON d.objid = r.oid AND d.classid = 'pg_rewrite'::regclass "
+        "AND d.refclassid = 'pg_class'::regclass AND d.refobjid <> v.oid "
+        "JOIN pg_class t ON t.oid = d.refobjid AND t.relkind = 'r' "
+        "WHERE v.relnamespace = to_regnamespace(:schema) AND t.relnamespace = v.relnamespace "
+        "AND v.relname = ANY (:views)"
+    )
+    views = [view.name for view in source_metadata.tables.values()]
+    found: int = connection.execute(statement, {"schema": SCHEMA, "views": views}).scalar_one()
+    return found == len(views)
+
+
+def mentors(access: Access, mentor_ids: ColumnElement[Any]) -> FromClause:
+    """Return what has the columns of `source_mentors` and a row for each of these mentors that exists, or more."""
+    if access is Access.VIEWS:
+        return source_mentors
+    return called("mentors_of", "mentors", source_mentors.columns, mentor_ids)
+
+
+def organisations(access: Access, organisation_ids: Collection[str]) -> FromClause:
+    """Return what has the columns of `source_organisations` and a row for each of these that exists, or more."""
+    if access is Access.VIEWS:
+        return source_organisations
+    return called("organisations_of", "organisations", source_organisations.columns, keys(organisation_ids))
+
+
+def active_mentors(access: Access, evaluation_date: date, organisation_ids: Collection[str]) -> FromClause:
+    """Return what has a column `id` and a row for each mentor to evaluate on a date; no organisations mean all."""
+    if access is Access.FUNCTIONS:
+        wanted = (literal(evaluation_date), keys(organisation_ids))
+        return called("active_mentors", "active", [source_mentors.c.id], *wanted)
+    mentor = source_mentors
+    statement = select(mentor.c.id).where(mentor.c.status == "active", mentor.c.joined_on <= evaluation_date)
+    if organisation_ids:
+        statement = statement.where(mentor.c.organisation_id.in_(organisation_ids))
+    return statement.subquery("active")
+
+
+def keys(values: Collection[str]) -> ColumnElement[Any]:
+    """Return ids as an array of Postgres."""
+    return cast(list(values), ARRAY(_KEY))
+
+
+def called(name: str, alias: str, columns: Iterable[ColumnClause[Any]], *arguments: ColumnElement[Any]) -> FromClause:
+    """Return what a set-returning function of the schema returns, under the names and types of `columns`."""
+    function = getattr(func.scenario, name)(*arguments)
+    found: FromClause = function.table_valued(*(column(c.name, c.type) for c in columns), name=alias)
+    return found
