@@ -23,12 +23,13 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from scenario_pipeline import demo as demo_data
+from scenario_pipeline import doctor, importer
 from scenario_pipeline import events as event_log
-from scenario_pipeline import importer
+from scenario_pipeline.engines.statement import check_source
 from scenario_pipeline.errors import SystemicError, UserError, classify
 from scenario_pipeline.installation import upgrade
 from scenario_pipeline.records import DISPATCH_MODES, parse_date
-from scenario_pipeline.scenarios import select_scenarios
+from scenario_pipeline.scenarios import registry, select_scenarios
 from scenario_pipeline.settings import ENGINES, Settings, check_page_size, check_time_budget
 from scenario_pipeline.storage import database
 from scenario_pipeline.structured_logger import STDOUT_SINK, utc_now
@@ -387,6 +388,8 @@ def engine(host: str, port: int, allow_anonymous: bool) -> None:
     service.check_may_start(host, settings.engine_token, allow_anonymous=allow_anonymous)
     with opened(settings, connections=service.CONNECTIONS) as database_engine:
         checked_schema(database_engine)
+        with database_engine.connect() as connection:
+            check_source(connection, list(registry()))
         with _listen(host, port) as listener:
             shown = f"[{host}]" if ":" in host else host
             url = f"http://{shown}:{listener.getsockname()[1]}"
@@ -396,6 +399,36 @@ def engine(host: str, port: int, allow_anonymous: bool) -> None:
                 settings.engine_token,
                 on_ready=lambda: say(f"The trigger engine is served at {url}"),
             )
+
+
+@main.command("doctor")
+@click.option("--json", "as_json", is_flag=True, help="Print the findings as one JSON object.")
+@one_sentence
+def doctor_(as_json: bool) -> None:
+    """Look for what would keep the scheduler from working; it changes nothing.
+
+    Each finding is one sentence, and the command that mends it.
+
+    Exit status: 0 nothing to mend, 1 a problem, 2 something could not be looked at.
+    """
+    from scenario_pipeline.defs.instance import examine_instance
+
+    settings = Settings.from_environment()
+    findings = [
+        *doctor.examine_database(settings),
+        *examine_instance(settings),
+        *doctor.examine_trigger_engine(settings),
+        *doctor.examine_web_server(),
+    ]
+    status = doctor.overall(findings)
+    if as_json:
+        click.echo(json.dumps({"status": status, "findings": [finding.as_json() for finding in findings]}, indent=2))
+    else:
+        for finding in findings:
+            click.echo(f"{finding.status:8}{finding.check}: {finding.finding}")
+            if finding.remedy is not None:
+                click.echo(f"        mend it with: {finding.remedy}")
+    sys.exit({doctor.Status.OK: 0, doctor.Status.PROBLEM: 1, doctor.Status.UNKNOWN: 2}[status])
 
 
 def _address_of(host: str, port: int) -> tuple[socket.AddressFamily, socket.SocketKind, int, Any]:

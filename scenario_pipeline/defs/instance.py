@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,15 +17,22 @@ import psycopg
 from dagster import DagsterEventType, DagsterInstance
 from dagster._core.storage.compute_log_manager import CapturedLogContext, ComputeIOType
 from dagster._core.storage.local_compute_log_manager import IO_TYPE_EXTENSION, LocalComputeLogManager
+from dagster._core.storage.sql import check_alembic_revision
 from dagster._serdes import ConfigurableClassData
 from dagster_postgres import DagsterPostgresStorage
-from dagster_postgres.utils import DagsterPostgresException
+from dagster_postgres.run_storage import run_storage
+from dagster_postgres.utils import DagsterPostgresException, pg_alembic_config
+from sqlalchemy import Engine, text
 from sqlalchemy.exc import SQLAlchemyError
 
+from scenario_pipeline.doctor import Finding, Status
 from scenario_pipeline.errors import UserError, classify
 from scenario_pipeline.settings import PROJECT_FOLDER, Settings
 from scenario_pipeline.storage import database
 from scenario_pipeline.structured_logger import STDOUT_SINK, LineSink
+
+# The daemon writes a heartbeat every 30 seconds; Dagster's web UI allows as much before it warns.
+DAEMON_SILENCE_SECONDS = 300
 
 
 class InstanceStorage(DagsterPostgresStorage):
@@ -185,3 +193,57 @@ def prepare_dagster_home(settings: Settings) -> Path:
     except OSError as exc:
         raise UserError(f"Dagster's home {home} cannot be prepared: {exc.strerror}.", exit_status=1) from None
     return home
+
+
+def examine_instance(settings: Settings) -> Iterator[Finding]:
+    """Look at Dagster's records for `scenario-pipeline doctor`, without creating what is missing."""
+    name = "dagster_instance"
+    try:
+        urls = database.locate(settings, start=False)
+    except UserError as exc:
+        yield Finding(name, Status.UNKNOWN, str(exc), "scenario-pipeline up")
+        return
+    engine = database.connect(urls.dagster)
+    try:
+        yield _instance_finding(name, engine, settings)
+    except Exception as exc:  # noqa: BLE001 - the boundary of a check: whatever it is, it is one finding
+        sentence = f"Dagster's database cannot be used: {classify(exc).error_message}."
+        remedy = 'psql "$SCENARIO_DAGSTER_DATABASE_URL" -c "SELECT 1"'
+        yield Finding(name, Status.PROBLEM, sentence, remedy)
+    finally:
+        engine.dispose()
+
+
+def _instance_finding(name: str, engine: Engine, settings: Settings) -> Finding:
+    with engine.connect() as connection, connection.begin():
+        connection.execute(text("SET TRANSACTION READ ONLY"))
+        has_tables, may_create = connection.execute(
+            text(
+                "SELECT to_regclass('runs') IS NOT NULL, "
+                "coalesce(has_schema_privilege(current_schema(), 'CREATE'), false)"
+            )
+        ).one()
+        if not has_tables and not may_create:
+            sentence = "Dagster's database has no tables, and this role may not create them."
+            role = connection.execute(text("SELECT format('%I', current_user)")).scalar_one()
+            return Finding(name, Status.PROBLEM, sentence, f"ALTER DATABASE dagster OWNER TO {role}")
+        if not has_tables:
+            return Finding(name, Status.OK, "Dagster's database has no tables yet: the first run creates them.")
+        version, head = check_alembic_revision(pg_alembic_config(run_storage.__file__), connection)
+        if version != head:
+            sentence = "The tables of Dagster are those of another release of Dagster."
+            return Finding(
+                name, Status.PROBLEM, sentence, f"DAGSTER_HOME={dagster_home(settings)} dagster instance migrate"
+            )
+        # Dagster stores moments in UTC, without a zone.
+        silent_seconds = connection.execute(
+            text(
+                "SELECT extract(epoch FROM timezone('UTC', clock_timestamp()) - max(timestamp)) FROM daemon_heartbeats"
+            )
+        ).scalar_one()
+    if silent_seconds is None:
+        return Finding(name, Status.OK, "Dagster's records can be used; its daemon never ran, so no schedule ticks.")
+    if silent_seconds > DAEMON_SILENCE_SECONDS:
+        sentence = f"Dagster's daemon was silent for {timedelta(seconds=int(silent_seconds))}: no schedule ticks."
+        return Finding(name, Status.PROBLEM, sentence, "scenario-pipeline up")
+    return Finding(name, Status.OK, "Dagster's records can be used, and its daemon gives signs of life.")

@@ -31,6 +31,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from scenario_pipeline.batch_stats import DISPATCHED, NO_ORGANISATION, UNKNOWN_SCENARIO, BatchStats, OutcomeKey
 from scenario_pipeline.engines.api import (
     EVALUATIONS_PATH,
+    HEALTH_PATH,
     TIME_LEFT_HEADER,
     CallFailure,
     EvaluationReply,
@@ -213,12 +214,9 @@ class _Remote:
             self._loop.call_soon_threadsafe(function)
 
     def _make_client(self) -> httpx.AsyncClient:
-        # httpx knows certifi's authorities; the system's own, and SSL_CERT_FILE, are added.
-        context = httpx.create_ssl_context()
-        context.load_default_certs()
         token = self.options.token
         return httpx.AsyncClient(
-            verify=context,
+            verify=_certificates(),
             trust_env=self.options.trust_proxy,
             follow_redirects=False,
             # The deadline of a whole call is the caller's: these would bound each read only.
@@ -568,6 +566,25 @@ class _PageCalls:
         return PageResult(
             stats, tuple(errors), tuple(m for m in self.page.mentor_ids if m in left), self._failure if left else None
         )
+
+
+def health_failure(url: str, *, trust_proxy: bool) -> ErrorInfo | None:
+    """Ask the remote engine at this base URL for its health; return what is wrong, or None."""
+    try:
+        with httpx.Client(verify=_certificates(), trust_env=trust_proxy, timeout=CONNECT_SECONDS) as client:
+            response = client.get(f"{url}{HEALTH_PATH}")
+    except Exception as exc:  # noqa: BLE001 - whatever it is, it is told by its class
+        return failure_of_exception(exc).info
+    if response.status_code == httpx.codes.OK:
+        return None
+    return failure_of(response.status_code, response.headers, response.content, utc_now()).info
+
+
+def _certificates() -> ssl.SSLContext:
+    """Return the authorities that certifi knows, the system's own, and those of SSL_CERT_FILE."""
+    context = httpx.create_ssl_context()
+    context.load_default_certs()
+    return context
 
 
 def _unusable(sentence: str) -> ErrorInfo:
