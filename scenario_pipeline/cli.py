@@ -30,8 +30,9 @@ from scenario_pipeline.errors import SystemicError, UserError, classify
 from scenario_pipeline.installation import upgrade
 from scenario_pipeline.records import DISPATCH_MODES, parse_date
 from scenario_pipeline.scenarios import registry, select_scenarios
-from scenario_pipeline.settings import ENGINES, Settings, check_page_size, check_time_budget
-from scenario_pipeline.storage import database
+from scenario_pipeline.settings import ENGINES, Settings, check_page_size, check_time_budget, is_loopback
+from scenario_pipeline.storage import database, source
+from scenario_pipeline.storage.roles import may_upgrade
 from scenario_pipeline.structured_logger import STDOUT_SINK, utc_now
 
 EXIT_COMPLETED, EXIT_FAILED, EXIT_PARTIAL = 0, 1, 3
@@ -251,6 +252,7 @@ def import_(folder: str) -> None:
         raise UserError("DIR must be the folder that holds the four files.")
     with opened(Settings.from_environment()) as engine, progress("rows read") as show:
         checked_schema(engine)
+        _check_tables_are_read(engine)
         counts = importer.import_folder(engine, Path(folder), progress=lambda _name, count: show(count))
     say("Imported " + ", ".join(f"{count:,} {name}" for name, count in counts.items()) + ".")
 
@@ -264,6 +266,7 @@ def demo(mentors: int, seed: int) -> None:
     settings = Settings.from_environment()
     with opened(settings) as engine, progress("rows made") as show:
         checked_schema(engine)
+        _check_tables_are_read(engine)
         with engine.connect() as connection:
             if not demo_data.is_empty(connection):
                 # The next run would notify real organisations about invented mentors.
@@ -276,6 +279,15 @@ def demo(mentors: int, seed: int) -> None:
             progress=lambda _name, count: show(count),
         )
     say("Loaded " + ", ".join(f"{count:,} {name}" for name, count in counts.items()) + ".")
+
+
+def _check_tables_are_read(engine: Engine) -> None:
+    """Refuse to load people into tables that no evaluation looks at."""
+    with engine.connect() as connection:
+        if not source.reads_bundled_tables(connection):
+            raise UserError(
+                "The source views read tables of your own: what is loaded here would never be evaluated.", exit_status=1
+            )
 
 
 def _load_demo_if_empty(engine: Engine, settings: Settings) -> None:
@@ -367,7 +379,9 @@ def up(host: str, port: int) -> None:
     owns_server = server is not None and server.start()
     try:
         with opened(settings) as engine:
-            upgrade(engine)
+            _upgrade_if_needed(engine)
+        if not is_loopback(host):
+            say(f"Dagster has no login: whoever reaches {host} may launch runs, unless a proxy authenticates them.")
         status = serve(settings, host, port, on_ready=lambda url: click.echo(f"Dagster is served at {url}"))
     finally:
         if server is not None and owns_server:
@@ -399,6 +413,14 @@ def engine(host: str, port: int, allow_anonymous: bool) -> None:
                 settings.engine_token,
                 on_ready=lambda: say(f"The trigger engine is served at {url}"),
             )
+
+
+def _upgrade_if_needed(engine: Engine) -> None:
+    """Bring the database to this code's version; a scheduler's role, which may not, starts on one that fits."""
+    with engine.connect() as connection:
+        fits = database.schema_version(connection) == database.code_version() and not may_upgrade(connection)
+    if not fits:
+        upgrade(engine)
 
 
 @main.command("doctor")

@@ -53,6 +53,10 @@ OWN_SENTENCES = [
     "ZeroDivisionError was raised; its text is withheld",
     "NotImplementedError was raised; its text is withheld",
     "SCENARIO_TIMEZONE must be an IANA time zone name such as Europe/Oslo.",
+    "query would be affected by row-level security policy for table mentor_activities",
+    "the view scenario.source_mentors has no column status, which must be text: define the view again",
+    "the column expires_on of the view scenario.source_certifications is timestamp without time zone, and must be date",
+    "the function of the scenario certification_expiry is not this release's: run scenario-pipeline db upgrade",
 ]
 USEFUL_MESSAGES = [
     "HTTP 503 Service Unavailable",

@@ -60,8 +60,9 @@ def _grants() -> Iterator[Grant]:
         yield Grant(SCHEDULER, "SELECT", view.name)
     # The views read with the rights of whoever asks.
     for table in SOURCE_TABLES:
-        columns = tuple(c.name for c in metadata.tables[f"{SCHEMA}.{table}"].columns if c.name not in PERSONAL_COLUMNS)
-        yield Grant(SCHEDULER, "SELECT", table, columns)
+        columns = tuple(column.name for column in metadata.tables[f"{SCHEMA}.{table}"].columns)
+        open_ones = tuple(name for name in columns if name not in PERSONAL_COLUMNS)
+        yield Grant(SCHEDULER, "SELECT", table, open_ones if open_ones != columns else ())
     for table, privileges in {
         "scenario_notifications": ("SELECT", "INSERT"),
         "scheduler_runs": ("SELECT", "INSERT", "UPDATE"),
@@ -95,6 +96,12 @@ def may_create_roles(connection: Connection) -> bool:
     """Whether the current role may create others."""
     statement = text("SELECT rolsuper OR rolcreaterole FROM pg_roles WHERE rolname = current_user")
     return bool(connection.execute(statement).scalar_one())
+
+
+def may_upgrade(connection: Connection) -> bool:
+    """Whether the current role may act as the owner of the schema, or there is no schema yet."""
+    statement = text("SELECT bool_and(pg_has_role(nspowner, 'USAGE')) FROM pg_namespace WHERE nspname = :schema")
+    return connection.execute(statement, {"schema": SCHEMA}).scalar_one() is not False
 
 
 def create_roles(connection: Connection) -> None:
