@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -60,7 +60,7 @@ Examine = Callable[[], Examined]
 
 
 @pytest.fixture
-def examine(scheduler_url: str, dagster_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Examine]:
+def examine(scheduler_url: str, dagster_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Examine:
     """Examines an installation of this test's own, as the scheduler's role."""
     monkeypatch.setenv("SCENARIO_DATABASE_URL", scheduler_url)
     monkeypatch.setenv("SCENARIO_DAGSTER_DATABASE_URL", dagster_url)
