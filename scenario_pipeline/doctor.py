@@ -194,14 +194,11 @@ def _missing_rights(look: Look) -> Iterator[Finding]:
     # Whether the source can be read is tried out below: its views may be over anybody's tables.
     needed = [grant for grant in GRANTS if grant.role == SCHEDULER and grant.relation not in roles.SOURCE]
     lacking = [str(grant) for grant in needed if not _has(look, grant)]
-    if look.access is Access.FUNCTIONS:
-        lacking += [
-            f"EXECUTE ON FUNCTION {SCHEMA}.{function}"
-            for function in roles.SCHEDULERS_FUNCTIONS
-            if not look.scalar(
-                "SELECT has_function_privilege(to_regprocedure(:function), 'EXECUTE')", function=f"{SCHEMA}.{function}"
-            )
-        ]
+    called = text("SELECT coalesce(has_function_privilege(to_regprocedure(:function), 'EXECUTE'), false)")
+    for function in roles.SCHEDULERS_FUNCTIONS:
+        name = f"{SCHEMA}.{function}"
+        if not look.connection.execute(called, {"function": name}).scalar_one():
+            lacking.append(f"EXECUTE ON FUNCTION {name}")
     if lacking:
         yield Finding("roles", Status.PROBLEM, f"The role {look.role} lacks {'; '.join(lacking)}.", look.rights_remedy)
 
@@ -258,13 +255,14 @@ def _surplus_rights(look: Look) -> Iterator[Finding]:
 
 
 def _open_functions(look: Look) -> Iterator[Finding]:
-    """Functions with the owner's rights that anybody may call, or that look names up where their caller says."""
+    """Functions with their owner's rights that anybody may call, that an administrator owns, or that are not pinned."""
     rows = look.connection.execute(
         text(
-            "SELECT oid::regprocedure::text AS name, has_function_privilege('public', oid, 'EXECUTE') AS is_open "
-            "FROM pg_proc WHERE pronamespace = to_regnamespace(:schema) AND prosecdef AND ("
-            "has_function_privilege('public', oid, 'EXECUTE') "
-            "OR NOT coalesce(array_to_string(proconfig, ',') LIKE '%search_path=%', false)) ORDER BY 1"
+            "SELECT p.oid::regprocedure::text AS name, rolname AS owner, rolsuper AS is_superusers, "
+            "has_function_privilege('public', p.oid, 'EXECUTE') AS is_open, "
+            "coalesce(array_to_string(proconfig, ',') LIKE '%search_path=%', false) AS is_pinned "
+            "FROM pg_proc p JOIN pg_roles r ON r.oid = proowner "
+            "WHERE pronamespace = to_regnamespace(:schema) AND prosecdef ORDER BY 1"
         ),
         {"schema": SCHEMA},
     ).all()
@@ -272,7 +270,10 @@ def _open_functions(look: Look) -> Iterator[Finding]:
         if row.is_open:
             sentence = f"Everybody may call {row.name}, which acts with its owner's rights."
             yield Finding("roles", Status.PROBLEM, sentence, f"REVOKE EXECUTE ON FUNCTION {row.name} FROM PUBLIC")
-        else:
+        if row.is_superusers:
+            sentence = f"The function {row.name} acts with the rights of {row.owner}, a superuser."
+            yield Finding("roles", Status.PROBLEM, sentence, f"ALTER FUNCTION {row.name} OWNER TO {OWNER}")
+        if not row.is_pinned:
             sentence = f"The function {row.name} acts with its owner's rights and does not pin its search_path."
             remedy = f"ALTER FUNCTION {row.name} SET search_path = pg_catalog, pg_temp"
             yield Finding("roles", Status.PROBLEM, sentence, remedy)

@@ -166,6 +166,18 @@ GRANTED = "scenario_scheduler"
             "ALTER FUNCTION scenario.mentors_of(uuid[]) SET search_path = pg_catalog, pg_temp",
         ),
         (
+            "ALTER FUNCTION scenario.active_mentors OWNER TO scenario",
+            "roles",
+            "The function scenario.active_mentors(date,uuid[]) acts with the rights of scenario, a superuser.",
+            "ALTER FUNCTION scenario.active_mentors(date,uuid[]) OWNER TO scenario_owner",
+        ),
+        (
+            f"REVOKE EXECUTE ON FUNCTION scenario.remove_old_replies FROM {GRANTED}",
+            "roles",
+            "The role scenario_scheduler lacks EXECUTE ON FUNCTION scenario.remove_old_replies(interval, int).",
+            "scenario-pipeline db upgrade",
+        ),
+        (
             "ALTER TABLE scenario.mentor_certifications DISABLE ROW LEVEL SECURITY",
             "row_level_security",
             "Row-level security is off on scenario.mentor_certifications: whoever may read it sees every organisation.",
