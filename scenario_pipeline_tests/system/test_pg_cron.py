@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,43 +18,6 @@ from scenario_pipeline_tests import world
 from scenario_pipeline_tests.system.conftest import wait_until
 
 pytestmark = pytest.mark.system
-
-
-@pytest.fixture
-def debian_url() -> Iterator[str]:
-    """A server with pg_cron loaded, in a folder of its own; as root it runs as the user of Debian's package."""
-    found = sorted(Path("/usr/lib/postgresql").glob("*/lib/pg_cron.so"))
-    assert found, "pg_cron is missing: this test needs Debian's postgresql-15-cron"
-    binaries = found[-1].parent.parent / "bin"
-    # Not below pytest's own folder, which it closes to other users whenever it starts.
-    folder = Path(tempfile.mkdtemp())
-    prefix: list[str] = []
-    if os.geteuid() == 0:
-        shutil.chown(folder, "postgres")
-        prefix = ["runuser", "-u", "postgres", "--"]
-    options = (
-        f"-c unix_socket_directories={folder} -c listen_addresses='' -c shared_preload_libraries=pg_cron "
-        "-c cron.database_name=scenario -c cron.use_background_workers=on"
-    )
-
-    def server(program: str, *arguments: str) -> None:
-        # Inherited pipes would stay open for as long as the server runs.
-        subprocess.run(
-            [*prefix, str(binaries / program), "-D", str(folder / "data"), *arguments],
-            check=True,
-            cwd="/",
-            stdout=subprocess.DEVNULL,
-        )
-
-    server("initdb", "-A", "trust", "-U", "postgres")
-    server("pg_ctl", "-w", "-l", str(folder / "log"), "-o", options, "start")
-    try:
-        with psycopg.connect(host=str(folder), user="postgres", autocommit=True) as connection:
-            connection.execute("CREATE DATABASE scenario")
-        yield f"postgresql://postgres@/scenario?host={folder}"
-    finally:
-        server("pg_ctl", "-w", "-m", "immediate", "stop")
-        shutil.rmtree(folder)
 
 
 @pytest.fixture
