@@ -26,13 +26,13 @@ from scenario_pipeline import demo as demo_data
 from scenario_pipeline import doctor, importer
 from scenario_pipeline import events as event_log
 from scenario_pipeline.engines.statement import check_source
-from scenario_pipeline.errors import SystemicError, UserError, classify
+from scenario_pipeline.errors import ErrorInfo, SystemicError, UserError, classify
 from scenario_pipeline.installation import upgrade
 from scenario_pipeline.records import DISPATCH_MODES, parse_date
 from scenario_pipeline.scenarios import registry, select_scenarios
 from scenario_pipeline.settings import ENGINES, Settings, check_page_size, check_time_budget, is_loopback
 from scenario_pipeline.storage import database, source
-from scenario_pipeline.storage.roles import may_upgrade
+from scenario_pipeline.storage.roles import OWNER, may_upgrade
 from scenario_pipeline.structured_logger import STDOUT_SINK, utc_now
 
 EXIT_COMPLETED, EXIT_FAILED, EXIT_PARTIAL = 0, 1, 3
@@ -51,13 +51,19 @@ def one_sentence(command: Callable[P, R]) -> Callable[P, R]:
         except UserError as exc:
             _stop(str(exc), exc.exit_status)
         except SystemicError as exc:
-            _stop(f"{exc.info.error_message}.", EXIT_FAILED)
+            _stop(f"{exc.info.error_message}{_advice(exc.info)}.", EXIT_FAILED)
         except SQLAlchemyError as exc:
-            _stop(f"The database could not be used: {classify(exc).error_message}.", EXIT_FAILED)
+            failure = classify(exc)
+            _stop(f"The database could not be used: {failure.error_message}{_advice(failure)}.", EXIT_FAILED)
         except OSError as exc:
             _stop(f"The operating system refused: {classify(exc).error_message}.", EXIT_FAILED)
 
     return wrapped
+
+
+def _advice(failure: ErrorInfo) -> str:
+    """Say who may do what this role may not: a scheduler's URL is the usual one to have set."""
+    return f"; connect as {OWNER} or see scenario-pipeline doctor" if failure.sqlstate == "42501" else ""
 
 
 def _stop(sentence: str, status: int) -> NoReturn:

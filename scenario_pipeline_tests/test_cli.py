@@ -470,6 +470,15 @@ def test_a_database_of_a_newer_release_is_refused_with_the_right_advice(installa
         assert "run scenario-pipeline" not in stderr
 
 
+@pytest.mark.parametrize("command", [["db", "upgrade"], ["import", str(COMMUNITY)]])
+def test_what_the_scheduler_may_not_do_says_who_may(installation: Installation, command: list[str]) -> None:
+    """The scheduler's URL is the one that is set; whoever upgrades needs another."""
+    _, stderr = installation.command(*command, status=1)
+    [sentence] = stderr.splitlines()
+    assert "SQLSTATE 42501" in sentence
+    assert sentence.endswith("; connect as scenario_owner or see scenario-pipeline doctor.")
+
+
 def test_demonstration_data_is_not_mixed_with_real_mentors(installation: Installation) -> None:
     """The next run would tell a real organisation about people who do not exist."""
     _, stderr = installation.command("demo", status=1)
