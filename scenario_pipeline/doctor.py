@@ -18,7 +18,7 @@ import psutil
 from sqlalchemy import Connection, Engine, select, text
 
 from scenario_pipeline.engines.http import health_failure
-from scenario_pipeline.engines.statement import decision_statement, outdated_functions, readings
+from scenario_pipeline.engines.statement import decision_statement, readings, unfit_functions
 from scenario_pipeline.errors import UserError, classify
 from scenario_pipeline.records import choose_page_size
 from scenario_pipeline.scenarios import registry
@@ -278,9 +278,8 @@ def _open_functions(look: Look) -> Iterator[Finding]:
             remedy = f"ALTER FUNCTION {row.name} SET search_path = pg_catalog, pg_temp"
             yield Finding("roles", Status.PROBLEM, sentence, remedy)
     if look.access is Access.FUNCTIONS:
-        for name in outdated_functions(look.connection, list(registry())):
-            sentence = f"The function of the scenario {name} is not this release's."
-            yield Finding("roles", Status.PROBLEM, sentence, database.UPGRADE_COMMAND)
+        for sentence, remedy in unfit_functions(look.connection, list(registry())):
+            yield Finding("roles", Status.PROBLEM, _sentence(sentence), remedy)
 
 
 def _views(look: Look) -> Iterator[Finding]:

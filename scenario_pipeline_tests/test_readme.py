@@ -15,6 +15,7 @@ from sqlalchemy import Engine, text
 
 from scenario_pipeline.cli import main
 from scenario_pipeline_tests import world
+from scenario_pipeline_tests.conftest import SCHEDULERS, as_scheduler
 from scenario_pipeline_tests.test_scheduler_job import stranger_accepts
 from scenario_pipeline_tests.world import DAY, D, Mentor
 
@@ -63,30 +64,29 @@ def with_the_example_installed(tmp_path: Path) -> dict[str, str]:
     return inherited | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{project}", "SCENARIO_HOME": str(tmp_path / "home")}
 
 
+@pytest.mark.parametrize("way", SCHEDULERS)
 def test_the_example_scenario_dispatches_without_a_line_changed_elsewhere(
-    with_the_example_installed: dict[str, str], database_url: str, dagster_url: str, engine: Engine
+    with_the_example_installed: dict[str, str], database_url: str, dagster_url: str, engine: Engine, way: str
 ) -> None:
     """Adding a scenario is adding a module and a configuration row; the example in the README proves it."""
     with engine.begin() as connection:
         world.insert_organisation(connection)
         world.insert_mentors(connection, [Mentor(1, joined_on=D - 730 * DAY), Mentor(2, joined_on=D - 700 * DAY)])
-    environment = with_the_example_installed | {
-        "SCENARIO_DATABASE_URL": database_url,
-        "SCENARIO_DAGSTER_DATABASE_URL": dagster_url,
-    }
+    environment = with_the_example_installed | {"SCENARIO_DAGSTER_DATABASE_URL": dagster_url}
 
-    def command(*arguments: str) -> str:
+    def command(url: str, *arguments: str) -> str:
         return subprocess.run(
             [sys.executable, "-m", "scenario_pipeline", *arguments],
-            env=environment,
+            env=environment | {"SCENARIO_DATABASE_URL": url},
             capture_output=True,
             text=True,
             check=True,
             timeout=120,
         ).stdout
 
-    command("db", "upgrade")
-    log = command("run", "--date", D.isoformat(), "--dispatch-mode", "live", "--scenario", "anniversary")
+    command(database_url, "db", "upgrade")
+    arguments = ("--date", D.isoformat(), "--dispatch-mode", "live", "--scenario", "anniversary")
+    log = command(as_scheduler(database_url, way), "run", *arguments)
     stranger_accepts(log)
     assert json.loads(log.splitlines()[-1])["dispatched_by_scenario"] == {"anniversary": 1}
     assert world.sent(engine) == [

@@ -5,18 +5,34 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Iterator
+from typing import Any
 
 import psycopg
 import pytest
 from alembic import command
-from sqlalchemy import Engine, make_url, text
+from sqlalchemy import (
+    ColumnElement,
+    Date,
+    Engine,
+    FromClause,
+    Integer,
+    PickleType,
+    Text,
+    cast,
+    func,
+    literal,
+    literal_column,
+    make_url,
+    select,
+    text,
+)
 from sqlalchemy.exc import ProgrammingError
 
 from scenario_pipeline.engines.statement import function_name
 from scenario_pipeline.errors import SystemicError
 from scenario_pipeline.installation import upgrade
 from scenario_pipeline.records import parse_date
-from scenario_pipeline.scenarios import registry
+from scenario_pipeline.scenarios import MatchesOf, Scenario, registry
 from scenario_pipeline.storage import database
 from scenario_pipeline.storage.embedded import EmbeddedPostgres
 from scenario_pipeline.storage.source import Access, access_of
@@ -397,6 +413,66 @@ def test_a_configuration_may_be_for_an_organisation_of_a_users_own_table(engine:
     """Whoever defines the views over tables of their own has no rows in ours."""
     with engine.begin() as connection:
         world.configure(connection, "milestone", organisation=7)
+
+
+def odd(threshold: Any) -> MatchesOf:
+    """Return a rule whose SQL is full of signs that mean something to a driver, or to the text of a function."""
+
+    def matches(page: FromClause, configuration: FromClause, evaluation_date: Any) -> Any:
+        says: ColumnElement[str] = literal_column("'a':: text || '%(x)s' || ':name' || $q$%$q$ || '\\d' || chr(39)")
+        due = func.mod(func.length(says), 2) >= 0
+        return (
+            select(
+                page.c.user_id,
+                threshold.label("threshold"),
+                cast(evaluation_date, Date).label("crossed_on"),
+                cast(literal("100 % :sure"), Text).label("dedup_key"),
+            )
+            .join(configuration, configuration.c.organisation_id == page.c.organisation_id)
+            .where(due)
+        )
+
+    return matches
+
+
+@pytest.mark.parametrize("way", SCHEDULERS)
+def test_any_sql_of_a_scenario_is_the_same_in_a_function(
+    engine: Engine, database_url: str, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """A rule from another package must not depend on how the scheduler gets past row-level security."""
+    scenario = Scenario("odd", "Odd.", (1,), 7, 1, odd(cast(literal(7), Integer)))
+    monkeypatch.setattr("scenario_pipeline.engines.statement.registry", lambda: {"odd": scenario})
+    monkeypatch.setattr("scenario_pipeline.installation.registry", lambda: {"odd": scenario})
+    ten_mentors(engine)
+    upgrade(engine)
+    scheduler = database.connect(as_scheduler(database_url, way))
+    report = world.run_invocation(scheduler, world.make_request(scenario_types=["odd"]))
+    scheduler.dispose()
+    assert (report.status, report.stats.dispatched_by_scenario) == ("completed", {"odd": 9})
+    assert {(row[4], row[5]) for row in world.sent(engine)} == {("100 % :sure", 7)}
+
+
+def test_a_scenario_that_cannot_be_a_function_needs_a_role_that_passes_policies(
+    engine: Engine, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It must not keep anybody from upgrading, and says what it needs where it is needed."""
+    # A value of this kind has no literal in SQL.
+    value = cast(func.octet_length(literal("seven", PickleType)), Integer)
+    scenario = Scenario("odd", "Odd.", (1,), 7, 1, odd(value))
+    monkeypatch.setattr("scenario_pipeline.engines.statement.registry", lambda: {"odd": scenario})
+    monkeypatch.setattr("scenario_pipeline.installation.registry", lambda: {"odd": scenario})
+    ten_mentors(engine)
+    upgrade(engine)
+    request = world.make_request(scenario_types=["odd"])
+    held_back, scheduler = (database.connect(as_scheduler(database_url, way)) for way in ("functions", "bypassrls"))
+    with pytest.raises(SystemicError) as caught:
+        world.run_invocation(held_back, request)
+    assert caught.value.info.error_message == (
+        "the scenario odd cannot be a function: run ALTER ROLE scenario_scheduler BYPASSRLS"
+    )
+    assert world.run_invocation(scheduler, request).stats.dispatched_by_scenario == {"odd": 9}
+    held_back.dispose()
+    scheduler.dispose()
 
 
 def test_a_name_too_long_for_postgres_is_shortened_to_one_of_its_own() -> None:

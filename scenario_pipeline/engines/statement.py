@@ -38,11 +38,14 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.dialects.postgresql import distinct_on, insert
+from sqlalchemy.exc import CompileError
 
 from scenario_pipeline.batch_stats import DISPATCHED
 from scenario_pipeline.errors import ErrorInfo, ErrorType, SystemicError
 from scenario_pipeline.scenarios import registry
 from scenario_pipeline.storage import source
+from scenario_pipeline.storage.database import UPGRADE_COMMAND
+from scenario_pipeline.storage.roles import SCHEDULER
 from scenario_pipeline.storage.source import Access
 from scenario_pipeline.storage.tables import (
     SCHEMA,
@@ -262,8 +265,11 @@ def function_name(scenario_type: str) -> str:
     return f"{name[: _MAX_IDENTIFIER - 9]}_{sha256(scenario_type.encode()).hexdigest()[:8]}"
 
 
-def _function_body(name: str) -> str:
-    """Return the select of a function's matches; `$1` are mentors, `$2` is the evaluation date."""
+def _function_body(name: str) -> str | None:
+    """Return the select of a function's matches; `$1` are mentors, `$2` is the evaluation date.
+
+    None if a value in it cannot be written out: then this scenario needs a role that passes row-level security.
+    """
     mentor = source_mentors
     page = (
         select(
@@ -278,7 +284,11 @@ def _function_body(name: str) -> str:
     # `named`: the other styles double a percent sign.
     dialect = postgresql.dialect(paramstyle="named")  # type: ignore[no-untyped-call]
     statement = select(*(found.c[c.name] for c in _MATCH))
-    return f"\n{statement.compile(dialect=dialect, compile_kwargs={'literal_binds': True})}\n"
+    try:
+        compiled = statement.compile(dialect=dialect, compile_kwargs={"literal_binds": True})
+    except (CompileError, NotImplementedError):
+        return None
+    return f"\n{compiled}\n"
 
 
 def replace_functions(connection: Connection) -> list[str]:
@@ -287,32 +297,36 @@ def replace_functions(connection: Connection) -> list[str]:
     Returns:
         Their names with the types of their arguments.
     """
+    # Like the select in a run, a function may name what is not there yet: that is for the run to report.
+    connection.execute(text("SET LOCAL check_function_bodies = off"))
     made = []
     for name in registry():
-        connection.execute(
-            text(
-                f"CREATE OR REPLACE FUNCTION {SCHEMA}.{function_name(name)}(mentor_ids uuid[], evaluation_date date) "
-                "RETURNS TABLE (user_id uuid, threshold int, crossed_on date, dedup_key text) LANGUAGE sql STABLE "
-                "SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off "
-                f"AS {_QUOTE}{_escaped(_function_body(name))}{_QUOTE}"
-            )
+        body = _function_body(name)
+        if body is None:
+            continue
+        statement = (
+            f"CREATE OR REPLACE FUNCTION {SCHEMA}.{function_name(name)}(mentor_ids uuid[], evaluation_date date) "
+            "RETURNS TABLE (user_id uuid, threshold int, crossed_on date, dedup_key text) LANGUAGE sql STABLE "
+            "SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off "
+            f"AS {_QUOTE}{body}{_QUOTE}"
         )
+        # Neither colons nor percent signs of the body are parameters.
+        connection.exec_driver_sql(statement.replace("%", "%%"))
         made.append(f"{function_name(name)}(uuid[], date)")
     return made
 
 
-def _escaped(sql: str) -> str:
-    """Keep colons from being taken for parameters."""
-    return sql.replace(":", r"\:")
-
-
-def outdated_functions(connection: Connection, scenario_types: Sequence[str]) -> Iterator[str]:
-    """Yield the scenarios whose function is missing or is not what this code would make."""
+def unfit_functions(connection: Connection, scenario_types: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Yield a sentence and its remedy for each scenario whose function is not what this code would make."""
     statement = text("SELECT prosrc FROM pg_proc WHERE oid = to_regprocedure(:function)")
     for name in scenario_types:
+        body = _function_body(name)
+        if body is None:
+            yield f"the scenario {name} cannot be a function", f"ALTER ROLE {SCHEDULER} BYPASSRLS"
+            continue
         function = f"{SCHEMA}.{function_name(name)}(uuid[], date)"
-        if connection.execute(statement, {"function": function}).scalar_one_or_none() != _function_body(name):
-            yield name
+        if connection.execute(statement, {"function": function}).scalar_one_or_none() != body:
+            yield f"the function of the scenario {name} is not this release's", UPGRADE_COMMAND
 
 
 def readings(access: Access) -> Iterator[tuple[str, Executable]]:
@@ -341,6 +355,5 @@ def check_source(connection: Connection, scenario_types: Sequence[str]) -> None:
     """
     source.check_views(connection)
     if source.access_of(connection) is Access.FUNCTIONS:
-        for name in outdated_functions(connection, scenario_types):
-            sentence = f"the function of the scenario {name} is not this release's: run scenario-pipeline db upgrade"
-            raise SystemicError(ErrorInfo(ErrorType.DATABASE, sentence))
+        for sentence, remedy in unfit_functions(connection, scenario_types):
+            raise SystemicError(ErrorInfo(ErrorType.DATABASE, f"{sentence}: run {remedy}"))
