@@ -10,8 +10,10 @@ import json
 import math
 import os
 import re
+import select
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, date, datetime
@@ -30,6 +32,9 @@ NO_DESCRIPTOR = -1
 # A write of at most PIPE_BUF bytes to a pipe is atomic (POSIX, write(2)); Linux' value, also below every log
 # collector's limit. Longer lines are cut by dropping values.
 MAX_LINE_BYTES = 4096
+# How long a reader that has stopped reading may hold up the run, once a stall: longer than a busy log collector
+# pauses, and short enough for a run to end within its time budget and the two seconds it has for closing.
+STALL_SECONDS = 1.0
 MAX_TEXT = 500
 MAX_COMMON_TEXT = 128
 MAX_ITEMS = 64
@@ -67,6 +72,7 @@ class LineSink:
         self.fd = fd
         self.dropped = 0
         self._torn: set[tuple[int, int]] = set()
+        self._given_up_at: dict[tuple[int, int], float] = {}
         self._lock = threading.Lock()
         self._copy_to: int | None = None
         self._observer: Callable[[bytes], None] | None = None
@@ -119,15 +125,41 @@ class LineSink:
         # A full disk can leave half a line; without this the next one would be glued to it.
         try:
             data = b"\n" + line if self._torn and _file_of(fd) in self._torn else line
-            written = os.write(fd, data)
-        except OSError:  # closed, broken pipe, full disk: the batch goes on, and the loss is reported
+            written = os.write(fd, data) if self._takes_a_line(fd) else 0
+        except (OSError, ValueError):  # closed, none, broken pipe, full disk: the batch goes on, the loss is reported
             self.dropped += 1
             return
-        if written < len(data):
+        if not written:
+            self.dropped += 1
+        elif written < len(data):
             self._torn.add(_file_of(fd))
             self.dropped += 1
         elif self._torn:
             self._torn.discard(_file_of(fd))
+
+    def _takes_a_line(self, fd: int) -> bool:
+        """Whether a write will not wait for a reader who may never come back; waits itself for a slow one.
+
+        A full pipe would hold the run for ever, with the signals that could end it held back. `poll` calls a pipe
+        writable when it has room for `PIPE_BUF` bytes, which is a line, so the write after it does not wait. What is
+        not a pipe or a socket, or is broken, is always writable, and the write says what is wrong.
+        """
+        if not hasattr(select, "poll"):  # Windows
+            return True
+        ready = select.poll()
+        ready.register(fd, select.POLLOUT)
+        if not ready.poll(0):
+            # A terminal that a person has stopped goes on when the person says so.
+            if os.isatty(fd):
+                return True
+            # One deadline for the whole stall: hundreds of lines that each waited would add up to minutes.
+            now, file = time.monotonic(), _file_of(fd)
+            given_up_at = self._given_up_at.setdefault(file, now + STALL_SECONDS)
+            if not ready.poll(max(0.0, given_up_at - now) * 1000):
+                return False
+        if self._given_up_at:
+            self._given_up_at.pop(_file_of(fd), None)
+        return True
 
 
 def _file_of(fd: int) -> tuple[int, int]:

@@ -8,8 +8,13 @@ import math
 import os
 import re
 import resource
+import select
+import socket
 import subprocess
 import sys
+import termios
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
@@ -36,7 +41,7 @@ from scenario_pipeline.events import (
     RunStarted,
 )
 from scenario_pipeline.settings import PROJECT_FOLDER
-from scenario_pipeline.structured_logger import STDOUT_SINK, LineSink, StructuredLogger
+from scenario_pipeline.structured_logger import STALL_SECONDS, STDOUT_SINK, LineSink, StructuredLogger
 
 CANARY = "kari.nordmann@example.org"
 MENTOR = "0b1f6a2e-7c1d-4a55-9d0e-3f2a1b4c5d6e"
@@ -623,6 +628,113 @@ def test_what_was_written_is_not_counted_as_dropped() -> None:
         logger = StructuredLogger(LineSink(fd), context=CONTEXT)
         logger.emit(STARTED)
         assert (len(writes()), logger.sink.dropped) == (1, 0)
+
+
+@contextmanager
+def unread_pipe() -> Iterator[tuple[int, int]]:
+    """A pipe that nobody reads from: its writing end, and its reading end."""
+    reader, writer = os.pipe()
+    try:
+        yield writer, reader
+    finally:
+        os.close(writer)
+        os.close(reader)
+
+
+@contextmanager
+def unread_pipe_that_does_not_block() -> Iterator[tuple[int, int]]:
+    """What a parent leaves behind that reads its pipes in an event loop."""
+    with unread_pipe() as (writer, reader):
+        os.set_blocking(writer, False)
+        yield writer, reader
+
+
+@contextmanager
+def unread_socket() -> Iterator[tuple[int, int]]:
+    """What the journal of a host hands to a service."""
+    writer, reader = socket.socketpair()
+    with writer, reader:
+        yield writer.fileno(), reader.fileno()
+
+
+stallable = pytest.mark.parametrize(
+    "target", [unread_pipe, unread_pipe_that_does_not_block, unread_socket], ids=lambda target: target.__name__
+)
+
+
+def drained(reader: int) -> list[bytes]:
+    """Return the lines that wait at the reading end."""
+    os.set_blocking(reader, False)
+    parts = []
+    with suppress(BlockingIOError):
+        while part := os.read(reader, 65536):
+            parts.append(part)
+    return b"".join(parts).splitlines(keepends=True)
+
+
+@stallable
+def test_a_reader_that_stalls_holds_up_the_run_once_and_briefly(target: Callable[[], Any], tmp_path: Path) -> None:
+    """A viewer of the log that somebody had paused once held a run for ever, and SIGTERM with it."""
+    captured = tmp_path / "captured"
+    with target() as (writer, reader), opened(captured) as fd:
+        logger = StructuredLogger(LineSink(fd), context=CONTEXT)
+        began = time.monotonic()
+        with logger.sink.copied_to(writer):
+            for _ in range(1000):
+                logger.emit(MENTOR_ERROR)
+            assert time.monotonic() - began < 2 * STALL_SECONDS
+            seen = drained(reader)
+            assert [parse(line)["event"] for line in seen] == [MENTOR_ERROR.name] * len(seen)
+            assert (len(seen) > 0, len(seen) + logger.sink.dropped) == (True, 1000)
+            # The file that the web UI shows has them all, and whoever reads again is told the rest.
+            assert len(captured.read_bytes().splitlines()) == 1000
+            logger.emit(COMPLETED)
+            (line,) = drained(reader)
+        assert (parse(line)["event"], len(seen) + logger.sink.dropped) == (COMPLETED.name, 1000)
+
+
+@stallable
+def test_a_slow_reader_loses_nothing_not_even_after_a_stall(target: Callable[[], Any]) -> None:
+    """A collector that is busy for a moment must not cost an entry."""
+    with target() as (writer, reader), ExitStack() as stack:
+        logger = StructuredLogger(LineSink(writer), context=CONTEXT)
+        while not logger.sink.dropped:
+            logger.emit(MENTOR_ERROR)
+        drained(reader)
+        seen: list[bytes] = []
+        stop = threading.Event()
+
+        def read_only_when_full() -> None:
+            while not stop.wait(0.01):
+                if not select.select([], [writer], [], 0)[1]:
+                    seen.extend(drained(reader))
+
+        thread = threading.Thread(target=read_only_when_full)
+        thread.start()
+        stack.callback(thread.join)
+        stack.callback(stop.set)
+        for _ in range(1000):
+            logger.emit(MENTOR_ERROR)
+        stack.close()
+        seen += drained(reader)
+        assert (len(seen), logger.sink.dropped) == (1000, 1)
+
+
+def test_a_terminal_that_a_person_has_stopped_is_waited_for() -> None:
+    """Ctrl-S means "let me read this", not "I need no more of it"."""
+    reader, terminal = os.openpty()
+    logger = StructuredLogger(LineSink(terminal), context=CONTEXT)
+    termios.tcflow(terminal, termios.TCOOFF)
+    thread = threading.Thread(target=logger.emit, args=(COMPLETED,))
+    thread.start()
+    thread.join(1.5 * STALL_SECONDS)
+    still_waits = thread.is_alive()
+    termios.tcflow(terminal, termios.TCOON)
+    thread.join()
+    (line,) = drained(reader)
+    for fd in (reader, terminal):
+        os.close(fd)
+    assert (still_waits, parse(line.replace(b"\r", b""))["event"], logger.sink.dropped) == (True, COMPLETED.name, 0)
 
 
 def test_a_process_started_without_stdout_never_writes_into_a_file_that_took_its_number(tmp_path: Path) -> None:
