@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 from sqlalchemy import Connection, Engine
 
@@ -37,8 +37,10 @@ from scenario_pipeline.storage.database import check_schema
 from scenario_pipeline.structured_logger import StructuredLogger, utc_now
 from scenario_pipeline.time_budget import TimeBudget
 
-# Closing must reach the ledger even when the budget is spent, and must not hang the end of the run.
-CLOSING_SECONDS = 2.0
+# Closing must reach the ledger even when the budget is spent, and must not hang the end of the run: this much for all
+# of its statements, of the two seconds in which a run is closed after its budget.
+CLOSING_SECONDS = 1.5
+_LAST_STATEMENT_SECONDS = 0.2
 # What the first page may take although the budget is spent, so that each run gets on.
 FIRST_PAGE_SECONDS = 1.0
 
@@ -53,6 +55,7 @@ class Invocation:
         trigger_engine: what evaluates pages.
         logger: bound to the common fields of contract section 5.
         parent_invocation_id: the run that this one re-executes, if any.
+        runs_all_pages: whether this process evaluates all pages, so that it knows when none will be evaluated any more.
         now: the wall clock, for what is recorded.
         clock: the monotonic clock, for what is measured.
     """
@@ -66,6 +69,7 @@ class Invocation:
         trigger_engine: TriggerEngine,
         logger: StructuredLogger,
         parent_invocation_id: str | None = None,
+        runs_all_pages: bool = False,
         now: Callable[[], datetime] = utc_now,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -76,10 +80,13 @@ class Invocation:
         self._trigger_engine = trigger_engine
         self._logger = logger
         self._parent_invocation_id = parent_invocation_id
+        self._runs_all_pages = runs_all_pages
         self._now = now
         self._clock = clock
         self._budget = TimeBudget.start(request.time_budget_seconds, clock=clock)
+        self._closing: TimeBudget | None = None
         self._is_in_ledger = False
+        self._has_begun = False
         self._total_active_mentors = 0
         self._has_list = False
         self._pages: dict[int, PageResult] = {}
@@ -97,8 +104,8 @@ class Invocation:
             SystemicError: it cannot be opened; it is closed again, with all its events.
         """
         try:
-            with self._database.begin() as connection:
-                ledger.limit_statement_time(connection, self._budget.remaining_seconds + CLOSING_SECONDS)
+            with self._database.connect() as connection, connection.begin() as transaction:
+                ledger.limit_statement_time(connection, max(self._budget.remaining_seconds, CLOSING_SECONDS))
                 check_schema(connection)
                 check_configured(connection, self.request.scenario_types)
                 check_source(connection, self.request.scenario_types)
@@ -116,16 +123,25 @@ class Invocation:
                     self._budget = TimeBudget.start(
                         self.request.time_budget_seconds, already_spent=spent, clock=self._clock
                     )
+                # Whoever tells the process to stop finds the invocation either opened and announced, or neither.
+                with uninterrupted():
+                    transaction.commit()
+                    self._is_in_ledger = True
+                    self._begin(announced=not opened)
         except Exception as exc:  # noqa: BLE001 - the boundary of the run: every failure to begin is its failure
             failure = classify(exc)
         else:
-            self._is_in_ledger = True
-            if opened:
-                self._logger.emit(_started(self.request))
             return
-        self._logger.emit(_started(self.request))
+        self._begin()
         self.fail(failure)
         raise SystemicError(failure)
+
+    def _begin(self, *, announced: bool = False) -> None:
+        """Announce the invocation, unless another process has: from now on there is something to close."""
+        with uninterrupted():
+            self._has_begun = True
+            if not announced:
+                self._logger.emit(_started(self.request))
 
     def _check_organisations(self, connection: Connection) -> None:
         unknown = ledger.unknown_organisations(connection, self.request.organisation_ids)
@@ -142,7 +158,7 @@ class Invocation:
         self._has_list = False
         try:
             with self._database.begin() as connection:
-                ledger.limit_statement_time(connection, self._budget.remaining_seconds + CLOSING_SECONDS)
+                ledger.limit_statement_time(connection, max(self._budget.remaining_seconds, CLOSING_SECONDS))
                 mentor_ids = ledger.active_mentors(connection, self.request, self.invocation_id)
         except Exception as exc:  # noqa: BLE001 - the boundary of the run: without a list there is no batch
             failure = classify(exc)
@@ -156,9 +172,21 @@ class Invocation:
     def evaluate(self, page: Page) -> PageOutcome:
         """Evaluate one page; a failure of the run or a spent budget is an outcome, not an exception.
 
+        Where no page after this one will be evaluated, the invocation is closed here: until the last step, Dagster
+        stores entries for dozens of pages, and if its database is what failed, it waits for that.
+
         Raises:
             BaseException: only what interrupts the process (a signal); the invocation is closed as terminated first.
         """
+        outcome = self._evaluate(page)
+        if self._runs_all_pages and self.report is None and isinstance(outcome, PageLeft):
+            if outcome.failure is None:
+                self._stop("time_budget")
+            else:
+                self.fail(outcome.failure)
+        return outcome
+
+    def _evaluate(self, page: Page) -> PageOutcome:
         if self._failure is not None:
             return PageLeft(self.invocation_id, page, self._failure)
         budget = self._budget
@@ -250,12 +278,15 @@ class Invocation:
 
     def terminate(self) -> Report:
         """Close the invocation because its process was told to stop; the page in hand was rolled back."""
+        return self._stop("terminated")
+
+    def _stop(self, reason: Literal["time_budget", "terminated"]) -> Report:
         stats = self._committed()
         total = self._total_active_mentors if self._has_list else self._count_active_mentors()
         remaining = stats.remaining_of(total)
         if self._has_list and remaining == 0:
             return self._close(Report("completed", total, stats, self._budget.elapsed_ms))
-        return self._close(Report("partial", total, stats, self._budget.elapsed_ms, remaining, reason="terminated"))
+        return self._close(Report("partial", total, stats, self._budget.elapsed_ms, remaining, reason=reason))
 
     def _count_active_mentors(self) -> int:
         """Count whom the invocation would have evaluated, as it was stopped before it read their list."""
@@ -263,18 +294,18 @@ class Invocation:
             return 0
         try:
             with self._database.begin() as connection:
-                ledger.limit_statement_time(connection, CLOSING_SECONDS)
+                self._limit_closing(connection)
                 return len(ledger.active_mentors(connection, self.request, self.invocation_id))
         except Exception:  # noqa: BLE001 - the log is to be closed all the same
             return 0
 
     def abandon(self, failure: ErrorInfo | None) -> None:
-        """Close the invocation if nothing has: the backstop of the process that ran it.
+        """Close the invocation if it was begun and nothing has closed it: the backstop of the process that ran it.
 
         Args:
             failure: why it ended, or None if the process was told to stop.
         """
-        if self.report is not None:
+        if self.report is not None or not self._has_begun:
             return
         failure = self._failure or failure
         if failure is None:
@@ -290,7 +321,7 @@ class Invocation:
         if self._is_in_ledger:
             try:
                 with self._database.begin() as connection:
-                    ledger.limit_statement_time(connection, CLOSING_SECONDS)
+                    self._limit_closing(connection)
                     pages = ledger.read_pages(connection, self.invocation_id)
             except Exception:  # noqa: BLE001, S110 - the database may be what failed; then memory has to do
                 pass
@@ -298,6 +329,11 @@ class Invocation:
                 for number, result in pages.items():
                     self._note(number, result)
         return BatchStats.sum(result.stats for result in self._pages.values())
+
+    def _limit_closing(self, connection: Connection) -> None:
+        self._closing = self._closing or TimeBudget.start(CLOSING_SECONDS, clock=self._clock)
+        seconds = max(self._closing.remaining_seconds, _LAST_STATEMENT_SECONDS)
+        ledger.limit_statement_time(connection, seconds)
 
     def _close(self, report: Report) -> Report:
         """Write the end to the ledger, then to the log; exactly once, whoever comes first."""
@@ -308,7 +344,7 @@ class Invocation:
             if self._is_in_ledger:
                 try:
                     with self._database.begin() as connection:
-                        ledger.limit_statement_time(connection, CLOSING_SECONDS)
+                        self._limit_closing(connection)
                         closed_here = ledger.close_invocation(
                             connection,
                             self.request,

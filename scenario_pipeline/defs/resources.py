@@ -97,6 +97,7 @@ class SchedulerResource(ConfigurableResource["SchedulerResource"]):
                 trigger_engine=_trigger_engine(request.engine, self.engine, self._resources),
                 logger=logger,
                 parent_invocation_id=context.run.parent_run_id,
+                runs_all_pages=self._runs_all_steps,
             )
             self._invocation.open()
         self._invocation.log_as(logger)

@@ -62,6 +62,9 @@ class SqlTriggerEngine:
                 raise BudgetSpentError
             try:
                 with self.database.connect() as connection, connection.begin() as transaction:
+                    # What became of a commit may be asked for beyond the budget, and nothing else may.
+                    at_least = SETTLING_SECONDS if uncertain else 0
+                    ledger.limit_statement_time(connection, max(budget.remaining_seconds, at_least))
                     result = self._evaluate_in(connection, page, invocation_id, budget)
                     committing = True
                     transaction.commit()
@@ -78,7 +81,6 @@ class SqlTriggerEngine:
         raise AssertionError("the last attempt returns or raises")
 
     def _evaluate_in(self, connection: Connection, page: Page, invocation_id: str, budget: TimeBudget) -> PageResult:
-        ledger.limit_statement_time(connection, max(budget.remaining_seconds, SETTLING_SECONDS))
         committed = ledger.claim_page(connection, page, invocation_id)
         if committed is not None:
             return committed
