@@ -7,6 +7,7 @@ that every Dagster process works in a fresh clone without a variable set.
 import json
 import os
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
@@ -22,21 +23,75 @@ from dagster._serdes import ConfigurableClassData
 from dagster_postgres import DagsterPostgresStorage
 from dagster_postgres.run_storage import run_storage
 from dagster_postgres.utils import DagsterPostgresException, pg_alembic_config
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, event, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from scenario_pipeline.doctor import Finding, Status
-from scenario_pipeline.errors import UserError, classify
+from scenario_pipeline.errors import ErrorInfo, ErrorType, SystemicError, UserError, classify
 from scenario_pipeline.settings import PROJECT_FOLDER, Settings
 from scenario_pipeline.storage import database
 from scenario_pipeline.structured_logger import STDOUT_SINK, LineSink
 
 # The daemon writes a heartbeat every 30 seconds; Dagster's web UI allows as much before it warns.
 DAEMON_SILENCE_SECONDS = 300
+# How long a run waits for Dagster's database when it is out of reach, once an outage.
+OUTAGE_SECONDS = 10.0
+RECONNECT_SECONDS = 0.2
+CONNECT_SECONDS = 5
+_OUT_OF_REACH = ErrorInfo(ErrorType.NETWORK, "the connection to Dagster's database was refused or lost")
+
+
+class Patience:
+    """How long the process of a run waits for Dagster's database.
+
+    dagster-postgres waits eleven seconds, give or take as many, for each entry that it cannot store, and a run stores
+    a few before it is torn down: its log was closed long after its time budget, and its process ended a minute late.
+    Processes without a run, such as the web server and the daemon, are left to dagster-postgres.
+    """
+
+    def __init__(self) -> None:
+        self._until: float | None = None
+        self._lost_since: float | None = None
+
+    def begin_run(self, time_budget_seconds: float) -> None:
+        """Wait for nothing beyond this time budget, which begins now."""
+        self._until = time.monotonic() + time_budget_seconds
+        self._lost_since = None
+
+    def connect(self, dialect: Any, _record: Any, arguments: Any, parameters: Any) -> Any:
+        """Connect as SQLAlchemy would have done (its event `do_connect`).
+
+        Raises:
+            SystemicError: the database was waited for long enough; dagster-postgres does not repeat this one.
+        """
+        if self._until is None:
+            return dialect.connect(*arguments, **parameters)
+        while True:
+            try:
+                connection = dialect.connect(*arguments, **({"connect_timeout": CONNECT_SECONDS} | parameters))
+            except dialect.loaded_dbapi.OperationalError:
+                now = time.monotonic()
+                self._lost_since = self._lost_since or now
+            else:
+                self._lost_since = None
+                return connection
+            if now >= min(self._until, self._lost_since + OUTAGE_SECONDS):
+                raise SystemicError(_OUT_OF_REACH)
+            time.sleep(RECONNECT_SECONDS)
+
+
+# Process-wide, as a run is.
+PATIENCE = Patience()
 
 
 class InstanceStorage(DagsterPostgresStorage):
     """Dagster's runs, events and schedules in the database that the settings name."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        for storage in (self.run_storage, self.event_log_storage, self.schedule_storage):
+            engine = storage._engine  # type: ignore[union-attr]  # noqa: SLF001 - there is no other handle
+            event.listen(engine, "do_connect", PATIENCE.connect)
 
     @classmethod
     def config_type(cls) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from dagster import ConfigurableResource, DagsterExecutionInterruptedError, Init
 from pydantic import PrivateAttr
 from sqlalchemy import Engine
 
+from scenario_pipeline.defs.instance import PATIENCE
 from scenario_pipeline.defs.run_metadata import run_tags
 from scenario_pipeline.engines import TriggerEngine
 from scenario_pipeline.engines.http import HttpTriggerEngine
@@ -99,6 +100,7 @@ class SchedulerResource(ConfigurableResource["SchedulerResource"]):
                 parent_invocation_id=context.run.parent_run_id,
                 runs_all_pages=self._runs_all_steps,
             )
+            PATIENCE.begin_run(request.time_budget_seconds)
             self._invocation.open()
         self._invocation.log_as(logger)
         return self._invocation
