@@ -336,11 +336,11 @@ class Invocation:
         ledger.limit_statement_time(connection, seconds)
 
     def _close(self, report: Report) -> Report:
-        """Write the end to the ledger, then to the log; exactly once, whoever comes first."""
+        """Write the end to the ledger and to the log; exactly once, whoever comes first."""
         with uninterrupted():
             if self.report is not None:
                 return self.report
-            closed_here = True
+            closed_here, is_told = True, False
             if self._is_in_ledger:
                 try:
                     with self._database.begin() as connection:
@@ -353,8 +353,14 @@ class Invocation:
                             stuck_after=self._stuck_after,
                             now=self._now(),
                         )
+                        if closed_here:
+                            # Before the commit: a process that dies in between leaves a whole log and an open row, and
+                            # whoever closes that reads in the log how it ended. The other way round the row would be
+                            # closed, and the log would lack its end for ever.
+                            is_told = True
+                            self._tell(report)
                 except Exception as exc:  # noqa: BLE001 - the log must be closed even if the ledger cannot be
-                    if report.status != "failed":
+                    if report.status != "failed" and not is_told:
                         report = Report(
                             "failed",
                             report.total_active_mentors,
@@ -366,10 +372,13 @@ class Invocation:
             if not closed_here:
                 report = replace(report, status="failed", reason=None, failure=CLOSED_BY_ANOTHER)
             self.report = report
-            if closed_here:
-                for event in report.closing_events():
-                    self._logger.emit(event)
+            if closed_here and not is_told:
+                self._tell(report)
             return report
+
+    def _tell(self, report: Report) -> None:
+        for event in report.closing_events():
+            self._logger.emit(event)
 
 
 CLOSED_BY_ANOTHER = ErrorInfo(ErrorType.EVALUATION_LOGIC, "the invocation was closed before its process had ended")
@@ -399,6 +408,8 @@ def close_dead_invocation(
         What the invocation was to do and how it ended, or None if it was closed before or never opened.
     """
     entries = list(logged)
+    written = {entry["event"]: entry for entry in entries}
+    told = {entry.get("peer_mentor_id") for entry in entries}
     with database.begin() as connection:
         ledger.limit_statement_time(connection, CLOSING_SECONDS)
         found = ledger.read_request(connection, invocation_id)
@@ -407,28 +418,39 @@ def close_dead_invocation(
         request, total, started_at = found
         pages = ledger.read_pages(connection, invocation_id)
         stats = BatchStats.sum(result.stats for result in pages.values())
-        remaining = stats.remaining_of(total)
-        # A remote engine that shares the database has acted on pages whose rows the dead process could not write.
-        stats += ledger.notifications_of(connection, invocation_id).dispatched_beyond(stats)
         lasted = int((now() - started_at).total_seconds() * 1000)
-        report = Report("failed", total, stats, max(0, lasted), remaining, failure=PROCESS_DIED)
+        report = _as_written(written, Report("failed", total, stats, max(0, lasted), stats.remaining_of(total)))
+        if RunCompleted.name not in written:
+            # A remote engine that shares the database has acted on pages whose rows the dead process could not write.
+            beyond = ledger.notifications_of(connection, invocation_id).dispatched_beyond(stats)
+            report = replace(report, stats=stats + beyond)
         if not ledger.close_invocation(connection, request, invocation_id, report, stuck_after=None, now=now()):
             return None
-    written = {entry["event"] for entry in entries}
-    if RunCompleted.name in written:  # only the ledger was out of reach
-        return request, report
-    if RunStarted.name not in written:
-        logger.emit(_started(request))
-    if not written & {RunPartial.name, RunFailed.name}:
-        told = {entry.get("peer_mentor_id") for entry in entries}
-        for result in pages.values():
-            for item in result.errors:
-                if item.peer_mentor_id not in told:
-                    logger.emit(_mentor_error(item))
-    closing = [event for event in report.closing_events() if event.name not in written]
-    for event in closing if not written & {RunPartial.name} else closing[-1:]:
-        logger.emit(event)
+        # Before the commit, as in `Invocation`: whoever comes after a death in between finds the log whole.
+        if RunStarted.name not in written:
+            logger.emit(_started(request))
+        if written.keys().isdisjoint({RunPartial.name, RunFailed.name, RunCompleted.name}):
+            for result in pages.values():
+                for item in result.errors:
+                    if item.peer_mentor_id not in told:
+                        logger.emit(_mentor_error(item))
+        for event in report.closing_events():
+            if event.name not in written:
+                logger.emit(event)
     return request, report
+
+
+def _as_written(written: Mapping[str, Mapping[str, Any]], report: Report) -> Report:
+    """Return how the invocation ended as far as its log says so; `report` is what is known otherwise."""
+    completed = written.get(RunCompleted.name, {})
+    report = replace(report, duration_ms=completed.get("duration_ms", report.duration_ms))
+    if (partial := written.get(RunPartial.name)) is not None:
+        return replace(report, status="partial", reason=partial.get("reason"))
+    if completed.get("completed") is True:
+        return replace(report, status="completed", remaining=0)
+    failed = written.get(RunFailed.name, {})
+    remaining = failed.get("remaining_unprocessed_count", report.remaining)
+    return replace(report, failure=PROCESS_DIED, remaining=remaining)
 
 
 def _started(request: RunRequest) -> RunStarted:

@@ -47,18 +47,23 @@ def test_whatever_was_written_is_completed_to_a_whole_log(engine: Engine, dead: 
 
 
 def closing(invocation: str, *names: str) -> list[dict[str, Any]]:
-    return [{"event": name, "invocation_id": invocation} for name in names]
+    completed = len(names) == 1
+    return [{"event": name, "invocation_id": invocation, "completed": completed, "duration_ms": 7} for name in names]
 
 
 @pytest.mark.parametrize(
-    ("written", "missing"),
+    ("written", "missing", "status"),
     [
-        (["scheduler_run_failed"], ["scheduler_run_completed"]),
-        (["scheduler_run_partial"], ["scheduler_run_completed"]),
-        (["scheduler_run_failed", "scheduler_run_completed"], []),
+        (["scheduler_run_failed"], ["scheduler_run_completed"], "failed"),
+        (["scheduler_run_partial"], ["scheduler_run_completed"], "partial"),
+        (["scheduler_run_failed", "scheduler_run_completed"], [], "failed"),
+        (["scheduler_run_partial", "scheduler_run_completed"], [], "partial"),
+        (["scheduler_run_completed"], [], "completed"),
     ],
 )
-def test_nothing_is_said_twice(engine: Engine, dead: tuple[str, Log], written: list[str], missing: list[str]) -> None:
+def test_nothing_is_said_twice_and_the_ledger_ends_as_the_log_does(
+    engine: Engine, dead: tuple[str, Log], written: list[str], missing: list[str], status: str
+) -> None:
     """The process may have died in the middle of closing, or only the ledger was out of its reach."""
     invocation_id, log = dead
     after = Log()
@@ -66,7 +71,8 @@ def test_nothing_is_said_twice(engine: Engine, dead: tuple[str, Log], written: l
     assert close_dead_invocation(engine, invocation_id, after.logger(invocation_id), logged=logged)
     assert [entry["event"] for entry in after.entries] == missing
     with engine.connect() as connection:
-        assert connection.execute(text("SELECT status FROM scenario.scheduler_runs")).scalar_one() != "running"
+        row = connection.execute(text("SELECT status, duration_ms = 7 FROM scenario.scheduler_runs")).one()
+    assert tuple(row) == (status, "scheduler_run_completed" in written)
 
 
 def test_it_is_closed_once_and_only_if_it_was_opened(engine: Engine, dead: tuple[str, Log]) -> None:

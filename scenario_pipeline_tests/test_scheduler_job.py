@@ -181,6 +181,17 @@ def test_the_time_guard_reports_what_remains(run_job: RunJob, engine: Engine) ->
     check(engine)
 
 
+def test_the_log_is_closed_by_the_step_that_finds_the_budget_spent(run_job: RunJob, engine: Engine) -> None:
+    """Each page that is left costs Dagster a step: dozens of them took seconds after the end of the budget."""
+    ten_mentors(engine)
+    with engine.connect() as other:
+        other.execute(text("LOCK TABLE scenario.mentor_activities IN ACCESS EXCLUSIVE MODE"))
+        run = run_job(evaluation_date=D.isoformat(), dispatch_mode="live", page_size=1, time_budget_seconds=0.3)
+    assert {entry["dagster_step_key"] for entry in run.entries[1:]} == {"evaluate_mentor[page_00001]"}
+    assert run.status is DagsterRunStatus.SUCCESS
+    stranger_accepts(run.stdout)
+
+
 def test_the_next_run_starts_with_the_mentors_left_over(run_job: RunJob, engine: Engine) -> None:
     """Nobody may starve at the end of the list because each run begins at its start."""
     mentor_ids = ten_mentors(engine)[:10]
