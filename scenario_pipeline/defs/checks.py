@@ -29,6 +29,8 @@ from scenario_pipeline.structured_logger import utc_now
 
 # What is shown of many disagreements: the first ones say where to look.
 MAX_SHOWN = 20
+# A run is over when its last step makes the checks: a lock that a migration holds for minutes must not keep it.
+CHECK_SECONDS = 3.0
 
 
 def events_match_ledger_result(
@@ -110,7 +112,8 @@ def evaluate_checks(
     in_hand: Mapping[str, Mapping[str, Any]],
 ) -> list[AssetCheckEvaluation]:
     """Evaluate both checks for a run of the job, which Dagster does by itself for runs of the asset only."""
-    with engine.connect() as connection:
+    with engine.begin() as connection:
+        ledger.limit_statement_time(connection, CHECK_SECONDS)
         invocations = ledger.closed_invocations(connection, evaluation_date)
     return [
         AssetCheckEvaluation(
