@@ -64,12 +64,7 @@ def template_database(server: EmbeddedPostgres) -> str:
     database.create_database(server.url("postgres"), name)
     engine = database.connect(server.url(name))
     upgrade(engine)
-    with engine.begin() as connection:
-        for statement in (
-            f"ALTER ROLE scenario_scheduler LOGIN PASSWORD '{SCHEDULER_PASSWORD}'",
-            f"CREATE ROLE held_back LOGIN PASSWORD '{SCHEDULER_PASSWORD}' IN ROLE scenario_scheduler",
-        ):
-            connection.execute(text(statement))
+    let_schedulers_in(engine)
     engine.dispose()
     return name
 
@@ -98,6 +93,16 @@ def database_url(server: EmbeddedPostgres, template_database: str) -> Iterator[s
 # The two ways in which a scheduler sees all rows: past row-level security, or through functions of the owner.
 SCHEDULERS = {"bypassrls": "scenario_scheduler", "functions": "held_back"}
 SCHEDULER_PASSWORD = "pa55word-of-the-scheduler"
+
+
+def let_schedulers_in(engine: Engine) -> None:
+    """Let the roles of `SCHEDULERS` log in, once on a server."""
+    with engine.begin() as connection:
+        for statement in (
+            f"ALTER ROLE scenario_scheduler LOGIN PASSWORD '{SCHEDULER_PASSWORD}'",
+            f"CREATE ROLE held_back LOGIN PASSWORD '{SCHEDULER_PASSWORD}' IN ROLE scenario_scheduler",
+        ):
+            connection.execute(text(statement))
 
 
 def as_scheduler(url: str, way: str = "bypassrls") -> str:

@@ -14,7 +14,7 @@ import pytest
 from scenario_pipeline.installation import upgrade
 from scenario_pipeline.storage import database
 from scenario_pipeline.storage.embedded import EmbeddedPostgres
-from scenario_pipeline_tests.conftest import _copy_database, own_database
+from scenario_pipeline_tests.conftest import _copy_database, let_schedulers_in, own_database
 from scenario_pipeline_tests.faults import small_world
 from scenario_pipeline_tests.faults.installation import FaultyInstallation
 
@@ -60,6 +60,7 @@ def own_server(own_home: Path) -> Iterator[EmbeddedPostgres]:
             database.create_database(server.url("postgres"), name)
         engine = database.connect(server.url("scenario"))
         upgrade(engine)
+        let_schedulers_in(engine)
         small_world.insert(engine)
         engine.dispose()
         yield server

@@ -1,6 +1,6 @@
 """Interrupts a run at its first point, at its second, and so on, until one passes untouched.
 
-    python -m scenario_pipeline_tests.faults.enumeration SIGKILL URL
+    OWNERS_URL=postgresql://... python -m scenario_pipeline_tests.faults.enumeration SIGKILL
 
 A point is a line about to be executed: any line of `invocation`, the lines of a page's transaction, of a write to
 stdout and of what closes a run on its way out, and the moments between two pages. Each run is the real job in a process
@@ -32,9 +32,9 @@ from scenario_pipeline.defs import launch, resources
 from scenario_pipeline.engines import sql
 from scenario_pipeline.storage import database
 from scenario_pipeline_tests import world
+from scenario_pipeline_tests.conftest import as_scheduler
 from scenario_pipeline_tests.faults import checker, small_world
 from scenario_pipeline_tests.faults.checker import Evidence
-from scenario_pipeline_tests.faults.installation import run_url
 from scenario_pipeline_tests.world import D, Log
 
 TIME_BUDGET_SECONDS = 30.0
@@ -142,12 +142,12 @@ def enumerate_points(signal_number: int, owner: Engine, instance: DagsterInstanc
 
 def main() -> None:
     """Enumerate the points of one signal over one database."""
-    name, url = sys.argv[1:]
+    [name], url = sys.argv[1:], os.environ["OWNERS_URL"]
     owner = database.connect(url)
     points, broken = -1, False
     with tempfile.TemporaryDirectory() as temporary, DagsterInstance.ephemeral() as instance:
         folder = Path(temporary)
-        os.environ |= {"SCENARIO_DATABASE_URL": run_url(url), "SCENARIO_HOME": temporary}
+        os.environ |= {"SCENARIO_DATABASE_URL": as_scheduler(url), "SCENARIO_HOME": temporary}
         # Once undisturbed in this process, whose children then need not import, compile or plan anything.
         stdout = os.dup(1)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

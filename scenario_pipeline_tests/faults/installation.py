@@ -27,11 +27,6 @@ from scenario_pipeline_tests.world import D, Log
 PATIENCE_SECONDS = 120
 
 
-def run_url(owner_url: str) -> str:
-    """Return what the runs connect with: the one place to give them a role of their own."""
-    return owner_url
-
-
 class Run:
     """A run in a process of its own."""
 
@@ -61,7 +56,7 @@ class FaultyInstallation(Installation):
         super().__init__(url, dagster_url, home)
         self.page_size = small_world.PAGE_SIZE
         # A test may let the runs connect in another way.
-        self.variables = {"SCENARIO_DATABASE_URL": run_url(url)}
+        self.variables: dict[str, str] = {}
 
     def move_to(self, url: str) -> None:
         """Find the database at another address from now on."""

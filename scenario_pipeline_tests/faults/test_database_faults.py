@@ -14,9 +14,10 @@ import pytest
 
 from scenario_pipeline.storage.embedded import EmbeddedPostgres
 from scenario_pipeline_tests import world
+from scenario_pipeline_tests.conftest import as_scheduler
 from scenario_pipeline_tests.faults import small_world
 from scenario_pipeline_tests.faults.checker import Evidence
-from scenario_pipeline_tests.faults.installation import FaultyInstallation, run_url
+from scenario_pipeline_tests.faults.installation import FaultyInstallation
 
 pytestmark = pytest.mark.faults
 
@@ -53,12 +54,7 @@ def test_a_statement_that_is_cancelled_fails_the_run(installation: FaultyInstall
 def limited_role(installation: FaultyInstallation) -> Iterator[str]:
     """A role that the runs connect with and whose connections can be limited, as a superuser's cannot."""
     role = f"limited_{uuid.uuid4().hex}"
-    installation.as_owner(
-        f"CREATE ROLE {role} LOGIN PASSWORD '{role}'",
-        f"GRANT USAGE ON SCHEMA scenario TO {role}",
-        f"GRANT ALL ON ALL TABLES IN SCHEMA scenario TO {role}",
-        f"GRANT ALL ON ALL SEQUENCES IN SCHEMA scenario TO {role}",
-    )
+    installation.as_owner(f"CREATE ROLE {role} LOGIN PASSWORD '{role}' IN ROLE scenario_scheduler")
     installation.variables["SCENARIO_DATABASE_URL"] = re.sub("//[^@]+@", f"//{role}:{role}@", installation.url)
     yield role
     installation.as_owner(f"DROP OWNED BY {role}", f"DROP ROLE {role}")
@@ -178,7 +174,7 @@ def test_a_server_stopped_in_the_middle_of_a_page_and_back_at_its_address(
     """Dagster finds its database again and records the failure, although the run does not wait for its own."""
     address = own_server.url("scenario")
     own_installation.variables |= {
-        "SCENARIO_DATABASE_URL": run_url(address),
+        "SCENARIO_DATABASE_URL": as_scheduler(address),
         "SCENARIO_DAGSTER_DATABASE_URL": own_server.url("dagster"),
     }
     port = str(urlsplit(address).port)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -33,8 +34,9 @@ def test_a_run_survives_each_signal_at_every_point(databases: list[str], capsys:
         enumerations = [
             stack.enter_context(
                 subprocess.Popen(
-                    [sys.executable, "-m", "scenario_pipeline_tests.faults.enumeration", name, url],
+                    [sys.executable, "-m", "scenario_pipeline_tests.faults.enumeration", name],
                     cwd=PROJECT,
+                    env=os.environ | {"OWNERS_URL": url},
                     stdout=subprocess.PIPE,
                     text=True,
                 )
