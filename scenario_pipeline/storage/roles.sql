@@ -38,12 +38,13 @@ BEGIN
                 CREATE ROLE scenario_scheduler NOLOGIN;
         END;
     END IF;
-    -- Whoever made the owner hands over to it what it made before.
-    IF NOT pg_catalog.pg_has_role('scenario_owner', 'MEMBER') THEN
+    -- Whoever made the owner hands over to it what it made before. From Postgres 16 on, a maker that is no superuser is
+    -- a member that may not act as the role, until it grants itself that.
+    IF NOT (SELECT rolsuper FROM pg_catalog.pg_roles WHERE rolname = current_user) THEN
         BEGIN
             GRANT scenario_owner TO CURRENT_USER;
-        EXCEPTION WHEN insufficient_privilege THEN
-            NULL;
+        EXCEPTION WHEN insufficient_privilege OR invalid_grant_operation THEN
+            NULL; -- may not, or is the owner itself
         END;
     END IF;
     -- A database may be closed to everybody who is not named.
