@@ -75,13 +75,19 @@ def _copy_database(server: EmbeddedPostgres, name: str, template: str) -> None:
         connection.execute(statement.format(psycopg.sql.Identifier(name), psycopg.sql.Identifier(template)))
 
 
-def own_database(server: EmbeddedPostgres, template: str) -> Iterator[str]:
+@contextmanager
+def copied_database(server: EmbeddedPostgres, name: str, template: str) -> Iterator[str]:
     """Yield the URL of a copy of `template`, dropped afterwards."""
-    name = f"test_{uuid.uuid4().hex}"
     _copy_database(server, name, template)
     yield server.url(name)
     with psycopg.connect(server.url("postgres"), autocommit=True) as connection:
         connection.execute(psycopg.sql.SQL("DROP DATABASE {} WITH (FORCE)").format(psycopg.sql.Identifier(name)))
+
+
+def own_database(server: EmbeddedPostgres, template: str) -> Iterator[str]:
+    """Yield the URL of a copy of `template`, dropped afterwards."""
+    with copied_database(server, f"test_{uuid.uuid4().hex}", template) as url:
+        yield url
 
 
 @pytest.fixture
