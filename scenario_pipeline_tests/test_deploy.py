@@ -392,7 +392,7 @@ def test_an_upgrade_that_fails_at_its_end_has_changed_nothing(server: EmbeddedPo
     execute(
         url,
         "CREATE FUNCTION refuse() RETURNS event_trigger LANGUAGE plpgsql AS $$BEGIN RAISE 'not today'; END$$;\n"
-        "CREATE EVENT TRIGGER refuse ON ddl_command_end WHEN TAG IN ('CREATE POLICY') EXECUTE FUNCTION refuse();\n",
+        "CREATE EVENT TRIGGER refuse ON ddl_command_end WHEN TAG IN ('GRANT') EXECUTE FUNCTION refuse();\n",
     )
     engine = database.connect(url)
     with pytest.raises(Exception, match="not today"):
