@@ -23,8 +23,9 @@ from scenario_pipeline.storage.roles import OWNER, ROLES_FILE, SCHEDULER
 
 PROJECT = Path(__file__).resolve().parent.parent
 PAGE = (PROJECT / "docs" / "deploy.md").read_text(encoding="utf-8")
-# Signs that a URL must encode.
-PASSWORD = "a+b c%d@/:#?"
+# What is looked for in logs, between signs that a URL must encode.
+PASSWORD_CORE = "kanari-of-the-guide"
+PASSWORD = f"a+b c%d@/{PASSWORD_CORE}:#?"
 ENCODED = quote(PASSWORD, safe="")
 
 

@@ -1,0 +1,475 @@
+"""The deployment guide's services: its units, its proxy and its clock, as they stand on the page.
+
+Also here, because they need services: canaries in what a web server and a daemon show, print and keep.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import ssl
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psycopg
+import pytest
+import trustme
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import connect as connect_websocket
+
+from scenario_pipeline.installation import upgrade
+from scenario_pipeline.storage import database
+from scenario_pipeline.storage.embedded import EmbeddedPostgres
+from scenario_pipeline.storage.roles import OWNER, SCHEDULER
+from scenario_pipeline_tests import world
+from scenario_pipeline_tests.canaries import Canary, Found, files_below, leaks, process_titles, sessions_of, tables_of
+from scenario_pipeline_tests.deployment import (
+    PAGE,
+    PASSWORD,
+    PASSWORD_CORE,
+    PROJECT,
+    Deployment,
+    blocks,
+    deploy,
+    execute,
+    section,
+    sql,
+)
+from scenario_pipeline_tests.system.conftest import Api, Up, free_port, wait_until
+
+pytestmark = pytest.mark.system
+
+PROXY = "Web server behind an authenticating proxy"
+USER, LOGIN = "alice", "the-password-of-alice"
+
+
+# The proxy
+
+
+class Proxy:
+    """nginx with the page's server block, in front of a web server that runs already."""
+
+    def __init__(self, upstream: str, folder: Path) -> None:
+        nginx, htpasswd = shutil.which("nginx"), shutil.which("htpasswd")
+        assert nginx, "nginx is missing: this test needs Debian's nginx"
+        assert htpasswd, "htpasswd is missing: this test needs Debian's apache2-utils"
+        authority = trustme.CA()
+        certificate = authority.issue_cert("scenario.example.org", "127.0.0.1")
+        certificate.private_key_pem.write_to_path(folder / "privkey.pem")
+        for n, part in enumerate(certificate.cert_chain_pems):
+            part.write_to_path(folder / "fullchain.pem", append=n > 0)
+        self.tls = ssl.create_default_context()
+        authority.configure_trust(self.tls)
+        self.port = free_port()
+        users = folder / "scenario.htpasswd"
+        [told] = re.findall(r"`htpasswd (-B) /etc/nginx/scenario.htpasswd NAME`", PAGE)
+        subprocess.run([htpasswd, told, "-i", "-c", str(users), USER], input=LOGIN.encode(), check=True)
+        users.chmod(0o644)
+        [block] = blocks(PROXY, "nginx")
+        for theirs, ours in (
+            ("listen 443 ssl", f"listen 127.0.0.1:{self.port} ssl"),
+            ("/etc/ssl/scenario", str(folder)),
+            ("/etc/nginx", str(folder)),
+            ("http://127.0.0.1:3000", upstream),
+        ):
+            assert theirs in block
+            block = block.replace(theirs, ours)
+        (folder / "scenario.conf").write_text(block)
+        (folder / "nginx.conf").write_text(
+            f"daemon off; pid {folder}/pid; error_log stderr warn; events {{}}\n"
+            f"http {{ access_log off; include {folder}/scenario.conf; }}\n"
+        )
+        self.process = subprocess.Popen([nginx, "-e", "stderr", "-c", str(folder / "nginx.conf")])
+
+    @property
+    def url(self) -> str:
+        return f"https://127.0.0.1:{self.port}"
+
+    def get(self, path: str, **options: Any) -> httpx.Response:
+        return httpx.get(f"{self.url}{path}", verify=self.tls, timeout=60, **options)
+
+    def stop(self) -> None:
+        self.process.terminate()
+        self.process.wait(30)
+
+
+@pytest.fixture
+def proxy(up: Up) -> Iterator[Proxy]:
+    """A proxy in front of `up`, in a folder that its workers, who are somebody else, may enter."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        proxy = Proxy(up.url, Path(folder))
+        try:
+            wait_until(lambda: _answers(proxy), "nginx answers")
+            yield proxy
+        finally:
+            proxy.stop()
+
+
+def _answers(proxy: Proxy) -> bool:
+    try:
+        return proxy.get("/").status_code > 0
+    except httpx.TransportError:
+        assert proxy.process.poll() is None, "nginx has ended"
+        return False
+
+
+def test_nobody_gets_past_the_proxy_without_a_password(proxy: Proxy) -> None:
+    """Whoever reaches Dagster can send notifications to everybody."""
+    query = {"query": "{ version }"}
+    for path in ("/", "/graphql?query={version}", "/server_info", "/dagit/notebook", "/logs/x/y/stdout"):
+        assert proxy.get(path).status_code == 401, path
+        assert proxy.get(path, auth=(USER, "a wrong one")).status_code == 401, path
+    assert httpx.post(f"{proxy.url}/graphql", json=query, verify=proxy.tls).status_code == 401
+    with (
+        pytest.raises(InvalidStatus) as refused,
+        connect_websocket(f"wss://127.0.0.1:{proxy.port}/graphql", ssl=proxy.tls),
+    ):
+        pass
+    assert refused.value.response.status_code == 401
+
+
+def test_the_whole_page_works_behind_the_proxy(proxy: Proxy, up: Up) -> None:
+    """Without the upgrade of the websocket the page shows a run as it was when it was opened, for ever."""
+    known = (USER, LOGIN)
+    page = proxy.get("/", auth=known)
+    assert (page.status_code, 'id="initialization-data"' in page.text) == (200, True)
+    answer = httpx.post(f"{proxy.url}/graphql", json={"query": "{ version }"}, auth=known, verify=proxy.tls)
+    assert "version" in answer.json()["data"]
+    run_id = up.launch({"dispatch_mode": "dry_run"})["run"]["runId"]
+    basic = httpx.BasicAuth(*known)._build_auth_header(*known)
+    with connect_websocket(
+        f"wss://127.0.0.1:{proxy.port}/graphql",
+        ssl=proxy.tls,
+        subprotocols=["graphql-ws"],  # type: ignore[list-item]  # a NewType of str
+        additional_headers={"Authorization": basic},
+    ) as socket:
+        socket.send(json.dumps({"type": "connection_init", "payload": {}}))
+        assert json.loads(socket.recv(30))["type"] == "connection_ack"
+        subscription = (
+            f'subscription {{ pipelineRunLogs(runId: "{run_id}") {{ '
+            "... on PipelineRunLogsSubscriptionSuccess { messages { ... on MessageEvent { message } } } } }"
+        )
+        socket.send(json.dumps({"id": "1", "type": "start", "payload": {"query": subscription}}))
+        live = json.loads(socket.recv(30))
+        assert live["type"] == "data"
+        assert live["payload"]["data"]["pipelineRunLogs"]["messages"]
+
+
+# The units
+
+
+def units() -> dict[str, str]:
+    """Return the page's units by name."""
+    found = {re.findall(r"^# /etc/systemd/system/(.+)$", block, flags=re.M)[0]: block for block in blocks(PROXY, "ini")}
+    assert set(found) == {"scenario-web.service", "scenario-daemon.service"}
+    return found
+
+
+def test_systemd_accepts_the_units(tmp_path: Path) -> None:
+    """A misspelt setting is ignored by systemd, and noticed when it is needed."""
+    verify = shutil.which("systemd-analyze")
+    assert verify, "systemd-analyze is missing: this test needs Debian's systemd"
+    here = Deployment("0", tmp_path)
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc" / "scheduler.env").touch()
+    paths = []
+    for name, block in units().items():
+        paths.append(tmp_path / name)
+        paths[-1].write_text(here.here(block))
+    done = subprocess.run([verify, "verify", *map(str, paths)], capture_output=True, text=True, check=False)
+    # systemd looks at its own units as well, and complains of those that this machine lacks.
+    told = [line for line in done.stderr.splitlines() if "scenario-" in line]
+    assert told == [], done.stderr
+    wrong = tmp_path / "scenario-wrong.service"
+    wrong.write_text(paths[0].read_text().replace("WorkingDirectory", "WorkFolder"))
+    done = subprocess.run([verify, "verify", str(wrong)], capture_output=True, text=True, check=False)
+    assert "WorkFolder" in done.stderr
+
+
+class Services:
+    """What systemd would start of the page's units, over a deployment."""
+
+    def __init__(self, deployment: Deployment, server: EmbeddedPostgres) -> None:
+        self.deployment, self.server = deployment, server
+        self.port = free_port()
+        self.api = Api(f"http://127.0.0.1:{self.port}")
+        self.log = deployment.folder / "log" / "daemon.log"
+        self.journal = deployment.folder / "log" / "journal"
+        self._processes = [self._start(block) for block in units().values()]
+
+    def _start(self, block: str) -> subprocess.Popen[bytes]:
+        block = self.deployment.here(block).replace("-p 3000", f"-p {self.port}")
+        setting = dict(re.findall(r"^(\w+)=(.*)$", block, flags=re.M))
+        assert setting["EnvironmentFile"] == str(self.deployment.folder / "etc" / "scheduler.env")
+        environment = {name: os.environ[name] for name in ("PATH", "LANG", "PYTHONPATH") if name in os.environ}
+        environment |= self.deployment.variables()
+        environment |= dict([setting["Environment"].split("=", 1)])
+        folder = setting["WorkingDirectory"]
+        subprocess.run(shlex.split(setting["ExecStartPre"]), check=True, env=environment, cwd=folder)
+        output = Path(setting.get("StandardOutput", f"append:{self.journal}").removeprefix("append:"))
+        with output.open("ab") as stdout, self.journal.open("ab") as stderr:
+            return subprocess.Popen(
+                shlex.split(setting["ExecStart"]),
+                env=environment,
+                cwd=folder,
+                stdout=stdout,
+                stderr=stderr,
+                start_new_session=True,
+            )
+
+    def stop(self) -> list[int]:
+        """Tell all processes to end, as systemd does; return what the services ended with."""
+        for process in self._processes:
+            os.killpg(process.pid, signal.SIGTERM)
+        try:
+            return [process.wait(60) for process in self._processes]
+        finally:
+            for process in self._processes:
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+
+    def answer(self) -> bool:
+        """Whether the web server answers, and its database answers it."""
+        return b'"results"' in asked(self.api, "{ runsOrError { ... on Runs { results { runId } } } }")
+
+
+@pytest.fixture(scope="module")
+def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
+    """The page followed to its end: a server, roles by psql, an upgrade, and both units."""
+    folder = tmp_path_factory.mktemp("services")
+    server = EmbeddedPostgres(folder / "postgres")
+    server.start()
+    with ExitStack() as stack:
+        stack.callback(server.stop)
+        deployment = deploy(server, folder / "machine", "administrator", "SUPERUSER")
+        [by_psql] = [block for block in blocks("Roles", "sh") if block.startswith("psql ")]
+        deployment.shell(by_psql.replace("psql", "/usr/bin/psql", 1))
+        [upgrading] = re.findall(r"^\(.*db upgrade\)$", section("Roles"), flags=re.M)
+        deployment.shell(upgrading)
+        with psycopg.connect(server.url("scenario"), autocommit=True) as connection:
+            connection.execute(f"INSERT INTO scenario.organisations VALUES ('{world.organisation_id()}', 'One', 'UTC')")
+            connection.execute(
+                "INSERT INTO scenario.peer_mentors (id, organisation_id, status, full_name, joined_on) "
+                f"VALUES ('{world.mentor_id(1)}', '{world.organisation_id()}', 'active', 'Kari', current_date - 30)"
+            )
+        services = Services(deployment, server)
+        try:
+            wait_until(services.answer, "the web server answers", 120)
+            yield services
+        finally:
+            services.stop()
+
+
+def test_the_units_serve_the_clocks_requests_and_write_events_where_the_page_says(services: Services) -> None:
+    """An administrator pastes all of it, and nothing of it may be missing a step."""
+    deployment = services.deployment
+    execute(deployment.url("administrator"), f"CREATE ROLE scenario_clock LOGIN PASSWORD '{PASSWORD}'")
+    [granting] = sql("pg_cron as the clock", OWNER)
+    execute(deployment.url(OWNER), granting)
+    [switching] = blocks("pg_cron as the clock", "sh")
+    deployment.shell(switching)
+    [(request,)] = execute(deployment.url("scenario_clock"), "SELECT scenario.request_scheduler_run()::text")
+    noted = f"SELECT invocation_id::text FROM scenario.scheduler_run_requests WHERE id = '{request}'"
+    wait_until(lambda: execute(deployment.url(OWNER), noted)[0][0], "the request's run is noted", 120)
+    [(run_id,)] = execute(deployment.url(OWNER), noted)
+    services.api.wait_for(run_id, "SUCCESS")
+    [validating] = blocks("Log shipping", "sh")
+    assert deployment.shell(validating)[1] == "0 violations.\n"
+    lines = services.log.read_text(encoding="utf-8").splitlines()
+    events = [json.loads(line)["event"] for line in lines if f'"invocation_id":"{run_id}"' in line]
+    assert events == ["scheduler_run_started", "scheduler_run_completed"]
+    assert any("dagster.daemon" in line for line in lines)
+    copied = deployment.folder / "home" / "dagster" / "dagster.yaml"
+    assert copied.read_text() == (PROJECT / "dagster.yaml").read_text()
+    found = deployment.command("doctor", "||", "true")[0]
+    assert "its daemon gives signs of life" in found
+    assert "Dagster's web server listens on loopback only" in found
+
+
+# Secrets
+
+
+def asked(api: Api, query: str, **variables: Any) -> bytes:
+    """Return what the API answers, whatever that is."""
+    try:
+        reply = httpx.post(f"{api.url}/graphql", json={"query": query, "variables": variables}, timeout=60)
+    except httpx.TransportError:
+        return b""
+    return reply.content
+
+
+_ERROR = "error { message stack className errorChain { error { message stack } } causes { message stack } }"
+_LOGS = f"""query ($id: ID!) {{ logsForRun(runId: $id) {{ ... on EventConnection {{ events {{
+    ... on MessageEvent {{ message }}
+    ... on ExecutionStepFailureEvent {{ {_ERROR} }} ... on RunFailureEvent {{ {_ERROR} }}
+    ... on EngineEvent {{ {_ERROR} }}
+    ... on LogsCapturedEvent {{ fileKey externalUrl }} }} }} }} }}"""
+_SHOWN = {
+    "the page of the configuration": "{ instance { info id hasInfo } }",
+    "runs": "{ runsOrError { ... on Runs { results { runId runConfigYaml runConfig tags { key value } "
+    "executionPlan { artifactsPersisted } } } } }",
+    "code locations": "{ workspaceOrError { ... on Workspace { locationEntries { name displayMetadata { key value } "
+    "locationOrLoadError { ... on PythonError { message stack } } } } } }",
+    "ticks": '{ instigationStatesOrError(repositoryID: "") { __typename } sensorsOrError(repositorySelector: '
+    '{repositoryName: "__repository__", repositoryLocationName: "scenario_pipeline"}) { ... on Sensors { results '
+    "{ name sensorState { ticks { status error { message stack } } } } } } }",
+    "daemons": "{ instance { daemonHealth { allDaemonStatuses { daemonType lastHeartbeatErrors { message stack } "
+    "} } } }",
+}
+
+
+def shown(api: Api) -> Found:
+    """Return what the web UI can show of the instance, of each run and of each tick."""
+    found = {name: asked(api, query) for name, query in _SHOWN.items()}
+    for run_id in set(re.findall(rb'"runId": ?"([0-9a-f-]{36})"', found["runs"])):
+        found[f"the log of {run_id.decode()}"] = asked(api, _LOGS, id=run_id.decode())
+    return found
+
+
+def launched(services: Services, status: str) -> str:
+    """Launch a run through the API and wait for its end.
+
+    Each thread of the web server meets a connection that was cut off once, and answers with that.
+    """
+    replies: list[dict[str, Any]] = []
+
+    def is_launched() -> bool:
+        replies.append(services.api.launch({"dispatch_mode": "dry_run"}))
+        return "run" in replies[-1]
+
+    wait_until(is_launched, "a run can be launched", 60)
+    run_id = str(replies[-1]["run"]["runId"])
+    services.api.wait_for(run_id, status)
+    return run_id
+
+
+def test_services_neither_show_nor_print_nor_keep_a_secret(services: Services) -> None:
+    """Whoever may look at the web UI, at the log or at the list of processes is not meant to have the password."""
+    canary = Canary("the password of the roles", PASSWORD, PASSWORD_CORE)
+    with psycopg.connect(services.server.url("scenario"), autocommit=True) as administrator:
+        launched(services, "SUCCESS")
+        in_hand = {**process_titles(), **sessions_of(services.server.url("postgres"))}
+
+        administrator.execute("REVOKE CONNECT ON DATABASE scenario FROM PUBLIC, scenario_scheduler")
+        failed = launched(services, "FAILURE")
+        refusal = b"permission denied for database"
+        wait_until(lambda: refusal in shown(services.api)["ticks"], "a sensor has failed as well", 60)
+        administrator.execute("GRANT CONNECT ON DATABASE scenario TO scenario_scheduler")
+
+        administrator.execute(f"ALTER ROLE {SCHEDULER} PASSWORD 'another'")
+        # The web server keeps connections.
+        administrator.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = %s", [SCHEDULER])
+        refused: list[bytes] = []
+
+        def refusal_is_shown() -> bool:
+            refused.append(asked(services.api, _SHOWN["runs"]))
+            return b"password authentication failed" in refused[-1]
+
+        wait_until(refusal_is_shown, "the web server is refused", 60)
+        wait_until(
+            lambda: "password authentication failed" in services.log.read_text(), "the daemon is refused as well", 120
+        )
+        administrator.execute(f"ALTER ROLE {SCHEDULER} PASSWORD '{PASSWORD}'")
+        administrator.execute("SELECT 1")
+    wait_until(services.answer, "the web server answers again", 60)
+    launched(services, "SUCCESS")
+    now_shown = shown(services.api)
+    assert b"the database refused the connection" in now_shown[f"the log of {failed}"]
+    assert b"local_artifact_storage" in now_shown["the page of the configuration"]
+    assert b"python_file" in now_shown["code locations"] or b"module" in now_shown["code locations"]
+    titles = b"".join(in_hand.values())
+    assert b"dagster-daemon" in titles
+    assert b"dagster-webserver" in titles
+    assert b"--instance-ref" in titles
+    left_behind: dict[str, bytes] = {
+        **in_hand,
+        **now_shown,
+        "answers without a database": b"".join(refused),
+        "the daemon's log": services.log.read_bytes(),
+        "the journal": services.journal.read_bytes(),
+        **files_below(services.deployment.folder / "home"),
+        **{f"scenario: {table}": rows for table, rows in tables_of(services.server.url("scenario")).items()},
+        **{f"dagster: {table}": rows for table, rows in tables_of(services.server.url("dagster")).items()},
+    }
+    assert leaks(left_behind, [canary]) == []
+
+    # What is planted in a run's tags is found where the web UI shows it.
+    planted = Canary("a planted secret", "planted-4711-tag", "planted-4711-tag")
+    with psycopg.connect(services.server.url("dagster"), autocommit=True) as connection:
+        connection.execute(
+            "UPDATE runs SET run_body = jsonb_set(run_body::jsonb, '{tags,planted}', to_jsonb(%s::text))::text "
+            "WHERE run_id = %s",
+            [planted.encoded, failed],
+        )
+    assert leaks(shown(services.api), [planted]) == ["a planted secret in runs"]
+
+
+def test_the_services_of_up_neither_show_nor_print_nor_keep_the_password_of_their_database(up: Up) -> None:
+    """The embedded server's password opens everything, and nobody has chosen it."""
+    [password] = re.findall(r"//scenario:(.+)@", up.database_url)
+    canary = Canary("the embedded server's password", password, password)
+    run_id = str(up.launch({"dispatch_mode": "dry_run"})["run"]["runId"])
+    up.wait_for(run_id, "SUCCESS")
+    home = Path(up.environment["SCENARIO_HOME"])
+    database_files = home / "postgres"
+    left_behind: dict[str, bytes] = {
+        **process_titles(),
+        **sessions_of(up.database_url),
+        **shown(up),
+        "stdout and stderr": up.output.read_bytes(),
+        **{path: content for path, content in files_below(home).items() if not path.startswith(str(database_files))},
+        "the server's log": (database_files / "log").read_bytes(),
+        **tables_of(up.database_url),
+        **tables_of(up.database_url.removesuffix("/scenario") + "/dagster"),
+    }
+    assert run_id.encode() in left_behind["runs"]
+    assert leaks(left_behind, [canary]) == []
+    assert leaks({"its own file": (database_files / "password").read_bytes()}, [canary])
+
+
+# The clock
+
+
+def test_pg_cron_asks_for_runs_and_tidies_up_as_the_page_says(debian_url: str) -> None:
+    """Both entries are made once and then forgotten: they must not fail every night unseen."""
+
+    def as_role(role: str) -> str:
+        return debian_url.replace("postgres@", f"{role}@")
+
+    engine = database.connect(debian_url)
+    upgrade(engine)
+    engine.dispose()
+    execute(debian_url, f"ALTER ROLE {OWNER} LOGIN")
+    title = "pg_cron as the clock"
+    for role, url in (
+        ("a superuser", debian_url),
+        (OWNER, as_role(OWNER)),
+        ("scenario_clock", as_role("scenario_clock")),
+    ):
+        [block] = sql(title, role)
+        execute(url, block.replace("0 * * * *", "* * * * *"))
+    statement, scheduling = sql("Retention", OWNER)
+    scheduling = scheduling.replace("STATEMENT", statement.rstrip().rstrip(";")).replace("30 3 * * *", "* * * * *")
+    with psycopg.connect(as_role(OWNER), autocommit=True) as connection:
+        connection.execute(scheduling.encode())
+        connection.execute(
+            "INSERT INTO scenario.scheduler_run_requests "
+            "(requested_at, requested_by, scenario_types, organisation_ids, dispatch_mode, refusal) "
+            "VALUES (now() - interval '3 years', 'somebody', '{}', '{}', 'auto', 'too old')"
+        )
+    done = "SELECT DISTINCT username, status FROM cron.job_run_details WHERE end_time IS NOT NULL ORDER BY 1"
+    wait_until(lambda: len(execute(debian_url, done)) >= 2, "both entries have run", 150)
+    execute(debian_url, "SELECT cron.unschedule(jobid) FROM cron.job")
+    assert execute(debian_url, done) == [("scenario_clock", "succeeded"), (OWNER, "succeeded")]
+    requested = execute(debian_url, "SELECT DISTINCT requested_by FROM scenario.scheduler_run_requests")
+    assert requested == [("scenario_clock",)]
