@@ -63,7 +63,11 @@ def one_sentence(command: Callable[P, R]) -> Callable[P, R]:
 
 def _advice(failure: ErrorInfo) -> str:
     """Say who may do what this role may not: a scheduler's URL is the usual one to have set."""
-    return f"; connect as {OWNER} or see scenario-pipeline doctor" if failure.sqlstate == "42501" else ""
+    return (
+        f"; connect as the owner of the schema ({OWNER}) or see scenario-pipeline doctor"
+        if failure.sqlstate == "42501"
+        else ""
+    )
 
 
 def _stop(sentence: str, status: int) -> NoReturn:
@@ -441,13 +445,17 @@ def doctor_(as_json: bool) -> None:
     """
     from scenario_pipeline.defs.instance import examine_instance
 
-    settings = Settings.from_environment()
-    findings = [
-        *doctor.examine_database(settings),
-        *examine_instance(settings),
-        *doctor.examine_trigger_engine(settings),
-        *doctor.examine_web_server(),
-    ]
+    try:
+        settings = Settings.from_environment()
+    except UserError as exc:
+        findings = [doctor.Finding("settings", doctor.Status.UNKNOWN, str(exc))]
+    else:
+        findings = [
+            *doctor.in_time("database_connection", doctor.examine_database(settings)),
+            *doctor.in_time("dagster_instance", examine_instance(settings)),
+            *doctor.examine_trigger_engine(settings),
+            *doctor.examine_web_server(),
+        ]
     status = doctor.overall(findings)
     if as_json:
         click.echo(json.dumps({"status": status, "findings": [finding.as_json() for finding in findings]}, indent=2))

@@ -476,7 +476,7 @@ def test_what_the_scheduler_may_not_do_says_who_may(installation: Installation, 
     _, stderr = installation.command(*command, status=1)
     [sentence] = stderr.splitlines()
     assert "SQLSTATE 42501" in sentence
-    assert sentence.endswith("; connect as scenario_owner or see scenario-pipeline doctor.")
+    assert sentence.endswith("; connect as the owner of the schema (scenario_owner) or see scenario-pipeline doctor.")
 
 
 def test_demonstration_data_is_not_mixed_with_real_mentors(installation: Installation) -> None:

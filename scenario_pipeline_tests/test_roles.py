@@ -19,6 +19,7 @@ from sqlalchemy import (
     PickleType,
     Text,
     cast,
+    event,
     func,
     literal,
     literal_column,
@@ -87,6 +88,14 @@ SOURCE = {
     "mentor_activities": {"SELECT"},
     "mentor_certifications": {"SELECT"},
 }
+OWNERS_FUNCTIONS = [
+    "active_mentors",
+    "activities_plan",
+    "mentors_of",
+    "mentors_summary",
+    "organisations_of",
+    "remove_old_replies",
+]
 REPORTS = {
     "scenario_notifications",
     "scheduler_runs",
@@ -159,7 +168,7 @@ def test_functions_with_the_owners_rights_are_closed_and_look_names_up_in_one_pl
             FROM pg_proc WHERE pronamespace = 'scenario'::regnamespace AND prosecdef"""))  # fmt: skip
         found = {name: (config[0], callers) for name, config, callers in rows}
     pinned = "search_path=pg_catalog, pg_temp"
-    ours = ["active_mentors", "mentors_of", "organisations_of", "remove_old_replies", *map(function_name, registry())]
+    ours = [*OWNERS_FUNCTIONS, *map(function_name, registry())]
     assert found == {
         **dict.fromkeys(ours, (pinned, "scenario_scheduler")),
         "request_scheduler_run": (pinned, ""),
@@ -250,6 +259,90 @@ def test_rows_that_a_policy_hides_are_a_failure_and_not_an_empty_run(engine: Eng
         for table in ("organisations", "peer_mentors", "mentor_activities", "mentor_certifications"):
             connection.execute(text(f"ALTER TABLE scenario.{table} DISABLE ROW LEVEL SECURITY"))
     assert world.run_invocation(kept_out).stats.total_evaluated == 10
+
+
+def test_no_option_of_the_url_lets_a_policy_hide_rows(engine: Engine, kept_out: Engine) -> None:
+    """`row_security = on` is Postgres' own default, and an option that somebody might set."""
+    ten_mentors(engine)
+    url = kept_out.url.update_query_dict({"options": "-c row_security=on"}).set(drivername="postgresql")
+    hidden = database.connect(url.render_as_string(hide_password=False))
+    assert failed_run(hidden).startswith("SQLSTATE 42501 insufficient_privilege: query would be affected by row-")
+    hidden.dispose()
+
+
+def test_a_session_whose_row_security_is_on_all_the_same_is_refused(engine: Engine, kept_out: Engine) -> None:
+    """A pooler that drops the options of a session would bring the empty run back."""
+    ten_mentors(engine)
+
+    def as_a_pooler_would(connection: psycopg.Connection[Any], _record: object) -> None:
+        connection.execute("SET row_security = on")
+        connection.commit()
+
+    event.listen(kept_out, "connect", as_a_pooler_would)
+    assert failed_run(kept_out) == (
+        "row_security is on in this session, which was started with off: connect to the server itself"
+    )
+
+
+@pytest.mark.parametrize("way", SCHEDULERS)
+@pytest.mark.parametrize(
+    "more", ["JOIN generate_series(1, 2) ON true", "UNION ALL SELECT NULL, NULL, 'active', '2000-01-01', false"]
+)
+def test_a_view_that_has_a_mentor_twice_or_without_id_is_refused(
+    engine: Engine, database_url: str, way: str, more: str
+) -> None:
+    """Counted twice and told once: the numbers would be wrong, and nothing would say so."""
+    ten_mentors(engine)
+    with engine.begin() as connection:
+        connection.execute(
+            text(
+                "CREATE OR REPLACE VIEW scenario.source_mentors WITH (security_invoker = true) AS SELECT id, "
+                f"organisation_id, status, joined_on, notifications_opt_out FROM scenario.peer_mentors {more}"
+            )
+        )
+    scheduler = database.connect(as_scheduler(database_url, way))
+    assert failed_run(scheduler) == (
+        "the view scenario.source_mentors has a mentor twice or without id: define the view again"
+    )
+    scheduler.dispose()
+
+
+def test_who_may_have_opted_out_is_not_sent_anything(engine: Engine) -> None:
+    """A view may not know; then silence is the answer that hurts nobody."""
+    ten_mentors(engine)
+    with engine.begin() as connection:
+        connection.execute(
+            text(
+                "CREATE OR REPLACE VIEW scenario.source_mentors WITH (security_invoker = true) AS SELECT id, "
+                "organisation_id, status, joined_on, NULL::boolean AS notifications_opt_out FROM scenario.peer_mentors"
+            )
+        )
+    assert world.run_invocation(engine).stats.suppressed_by_reason == {"opted_out": 4}
+
+
+def test_an_upgrade_with_nothing_to_do_waits_for_nobody(engine: Engine) -> None:
+    """The embedded database is upgraded before each run: a load or a report that is open must not hold it up."""
+    with engine.begin() as other:
+        for table in (name for name in SOURCE | LEDGER if not name.startswith("source_")):
+            other.execute(text(f"LOCK TABLE scenario.{table} IN ROW EXCLUSIVE MODE"))
+        # A table that it waited for would end it after ten seconds.
+        upgrade(engine)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "ALTER VIEW scenario.source_certifications RENAME COLUMN expires_on TO expiry",
+        "DROP VIEW scenario.source_certifications",
+    ],
+)
+def test_a_view_that_does_not_fit_keeps_nobody_from_upgrading(engine: Engine, damage: str) -> None:
+    """The run says which view it is; an upgrade that failed first would say something else."""
+    ten_mentors(engine)
+    with engine.begin() as connection:
+        connection.execute(text(damage))
+    upgrade(engine)
+    assert failed_run(engine).startswith("the view scenario.source_certifications ")
 
 
 def test_a_policy_that_holds_for_the_owner_as_well_is_a_failure_too(engine: Engine, database_url: str) -> None:
@@ -433,6 +526,23 @@ def odd(threshold: Any) -> MatchesOf:
         )
 
     return matches
+
+
+@pytest.mark.parametrize("name", ["page", "a" * 63, "user"])
+@pytest.mark.parametrize("way", SCHEDULERS)
+def test_any_name_of_a_scenario_is_its_own(
+    engine: Engine, database_url: str, monkeypatch: pytest.MonkeyPatch, way: str, name: str
+) -> None:
+    """A scenario may be called as a part of the statement is, or as long as it is allowed to be."""
+    scenario = Scenario(name, "Odd.", (1,), 7, 1, odd(cast(literal(7), Integer)))
+    monkeypatch.setattr("scenario_pipeline.engines.statement.registry", lambda: {name: scenario})
+    monkeypatch.setattr("scenario_pipeline.installation.registry", lambda: {name: scenario})
+    ten_mentors(engine)
+    upgrade(engine)
+    scheduler = database.connect(as_scheduler(database_url, way))
+    report = world.run_invocation(scheduler, world.make_request(scenario_types=[name]))
+    scheduler.dispose()
+    assert report.stats.dispatched_by_scenario == {name: 9}
 
 
 @pytest.mark.parametrize("way", SCHEDULERS)

@@ -26,10 +26,10 @@ from dagster_postgres.utils import DagsterPostgresException, pg_alembic_config
 from sqlalchemy import Engine, event, text
 from sqlalchemy.exc import SQLAlchemyError
 
-from scenario_pipeline.doctor import Finding, Status
+from scenario_pipeline.doctor import STATEMENT_SECONDS, Finding, Status
 from scenario_pipeline.errors import ErrorInfo, ErrorType, SystemicError, UserError, classify
 from scenario_pipeline.settings import PROJECT_FOLDER, Settings
-from scenario_pipeline.storage import database
+from scenario_pipeline.storage import database, ledger
 from scenario_pipeline.structured_logger import STDOUT_SINK, LineSink
 
 # The daemon writes a heartbeat every 30 seconds; Dagster's web UI allows as much before it warns.
@@ -262,9 +262,9 @@ def examine_instance(settings: Settings) -> Iterator[Finding]:
     try:
         yield _instance_finding(name, engine, settings)
     except Exception as exc:  # noqa: BLE001 - the boundary of a check: whatever it is, it is one finding
-        sentence = f"Dagster's database cannot be used: {classify(exc).error_message}."
-        remedy = 'psql "$SCENARIO_DAGSTER_DATABASE_URL" -c "SELECT 1"'
-        yield Finding(name, Status.PROBLEM, sentence, remedy)
+        failure = classify(exc)
+        sentence = f"Dagster's database cannot be looked at: {failure.error_message}."
+        yield Finding(name, Status.UNKNOWN, sentence, "check SCENARIO_DAGSTER_DATABASE_URL and its role, with psql")
     finally:
         engine.dispose()
 
@@ -272,6 +272,7 @@ def examine_instance(settings: Settings) -> Iterator[Finding]:
 def _instance_finding(name: str, engine: Engine, settings: Settings) -> Finding:
     with engine.connect() as connection, connection.begin():
         connection.execute(text("SET TRANSACTION READ ONLY"))
+        ledger.limit_statement_time(connection, STATEMENT_SECONDS)
         has_tables, may_create = connection.execute(
             text(
                 "SELECT to_regclass('runs') IS NOT NULL, "

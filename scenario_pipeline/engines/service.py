@@ -357,7 +357,10 @@ def _evaluate(connection: Connection, asked: EvaluationRequest, budget: TimeBudg
     mentor_ids = [str(mentor_id) for mentor_id in asked.peer_mentor_ids]
     asked_for = source.keys(mentor_ids)
     mentor = source.mentors(source.access_of(connection), asked_for)
-    existing = set(connection.execute(select(mentor.c.id).where(mentor.c.id == func.any(asked_for))).scalars())
+    found = list(connection.execute(select(mentor.c.id).where(mentor.c.id == func.any(asked_for))).scalars())
+    existing = set(found)
+    if len(existing) != len(found):
+        raise SystemicError(source.AMBIGUOUS)
     request = RunRequest(
         evaluation_date=asked.evaluation_date,
         scenario_types=tuple(sorted(set(asked.scenario_types))),

@@ -6,6 +6,7 @@ Belongs here: SQL, built once a process. Does not belong here: running it (`engi
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from datetime import date
 from functools import cache
@@ -45,7 +46,7 @@ from scenario_pipeline.errors import ErrorInfo, ErrorType, SystemicError
 from scenario_pipeline.scenarios import registry
 from scenario_pipeline.storage import source
 from scenario_pipeline.storage.database import UPGRADE_COMMAND
-from scenario_pipeline.storage.roles import SCHEDULER
+from scenario_pipeline.storage.roles import PERSONAL_COLUMNS, SCHEDULER
 from scenario_pipeline.storage.source import Access
 from scenario_pipeline.storage.tables import (
     SCHEMA,
@@ -68,6 +69,7 @@ _MATCH = (
 )
 # Longer names are cut by Postgres, two of them perhaps to the same.
 _MAX_IDENTIFIER = 63
+_PERSONAL = re.compile(rf"\b({'|'.join(PERSONAL_COLUMNS)})\b")
 _QUOTE = "$scenario_pipeline$"
 
 
@@ -107,7 +109,8 @@ def decision_statement(scenario_types: tuple[str, ...], access: Access, by_mento
         or_(sent.c.dedup_key == due.c.dedup_key, sent.c.evaluation_date == evaluation_date),
     )
     reason = case(
-        (page.c.notifications_opt_out, "opted_out"),
+        # Whoever may have opted out is not sent anything.
+        (page.c.notifications_opt_out.is_not(False), "opted_out"),
         (is_duplicate, "duplicate"),
         # A notification dated after the evaluation date holds as well: the distance is negative.
         (previous.c.on > evaluation_date - due.c.cooldown_days, "cooldown"),
@@ -226,7 +229,7 @@ def _own(name: str, configuration: FromClause) -> FromClause:
             configuration.c.cooldown_days,
         )
         .where(configuration.c.scenario_type == name, configuration.c.enabled)
-        .subquery(f"{name}_configuration")
+        .subquery()
     )
 
 
@@ -235,8 +238,9 @@ def _matches(
 ) -> FromClause:
     """Select the matches of one scenario: user_id, threshold, crossed_on, dedup_key."""
     if access is Access.FUNCTIONS:
-        return source.called(function_name(name), name, _MATCH, mentor_ids, evaluation_date)
-    return registry()[name].matches(page, _own(name, configuration), evaluation_date).subquery(name)
+        return source.called(function_name(name), "found", _MATCH, mentor_ids, evaluation_date)
+    # Without a name of its own: a scenario may be called as something else in the statement is.
+    return registry()[name].matches(page, _own(name, configuration), evaluation_date).subquery()
 
 
 def _due(name: str, matches: FromClause, page: FromClause, configuration: FromClause) -> Any:
@@ -268,7 +272,8 @@ def function_name(scenario_type: str) -> str:
 def _function_body(name: str) -> str | None:
     """Return the select of a function's matches; `$1` are mentors, `$2` is the evaluation date.
 
-    None if a value in it cannot be written out: then this scenario needs a role that passes row-level security.
+    None if a value in it cannot be written out, or if it names a personal column: then this scenario needs a role that
+    passes row-level security.
     """
     mentor = source_mentors
     page = (
@@ -280,7 +285,7 @@ def _function_body(name: str) -> str | None:
         .prefix_with("MATERIALIZED", dialect="postgresql")
     )
     configuration = _configuration(page, [name])
-    found = registry()[name].matches(page, _own(name, configuration), literal_column("$2", Date)).subquery(name)
+    found = registry()[name].matches(page, _own(name, configuration), literal_column("$2", Date)).subquery()
     # `named`: the other styles double a percent sign.
     dialect = postgresql.dialect(paramstyle="named")  # type: ignore[no-untyped-call]
     statement = select(*(found.c[c.name] for c in _MATCH))
@@ -288,7 +293,8 @@ def _function_body(name: str) -> str | None:
         compiled = statement.compile(dialect=dialect, compile_kwargs={"literal_binds": True})
     except (CompileError, NotImplementedError):
         return None
-    return f"\n{compiled}\n"
+    # With the owner's rights it could read what the scheduler's role may not.
+    return None if _PERSONAL.search(str(compiled)) else f"\n{compiled}\n"
 
 
 def replace_functions(connection: Connection) -> list[str]:
@@ -299,10 +305,14 @@ def replace_functions(connection: Connection) -> list[str]:
     """
     # Like the select in a run, a function may name what is not there yet: that is for the run to report.
     connection.execute(text("SET LOCAL check_function_bodies = off"))
+    present = text("SELECT prosrc FROM pg_proc WHERE oid = to_regprocedure(:function)")
     made = []
     for name in registry():
-        body = _function_body(name)
+        body, function = _function_body(name), f"{function_name(name)}(uuid[], date)"
         if body is None:
+            continue
+        made.append(function)
+        if connection.execute(present, {"function": f"{SCHEMA}.{function}"}).scalar_one_or_none() == body:
             continue
         statement = (
             f"CREATE OR REPLACE FUNCTION {SCHEMA}.{function_name(name)}(mentor_ids uuid[], evaluation_date date) "
@@ -312,7 +322,6 @@ def replace_functions(connection: Connection) -> list[str]:
         )
         # Neither colons nor percent signs of the body are parameters.
         connection.exec_driver_sql(statement.replace("%", "%%"))
-        made.append(f"{function_name(name)}(uuid[], date)")
     return made
 
 
@@ -343,7 +352,7 @@ def readings(access: Access) -> Iterator[tuple[str, Executable]]:
     yield f"{SCHEMA}.mentors_of", select(source.mentors(access, nobody))
     for name in registry():
         function = function_name(name)
-        found = source.called(function, name, _MATCH, nobody, cast(literal(FIRST_WINDOW), Date))
+        found = source.called(function, "found", _MATCH, nobody, cast(literal(FIRST_WINDOW), Date))
         yield f"{SCHEMA}.{function}", select(found)
 
 

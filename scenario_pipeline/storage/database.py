@@ -26,6 +26,8 @@ from scenario_pipeline.storage.tables import SCHEMA
 OLDEST_SERVER = 15
 # Serialises migrations of one database: two first commands at once are usual.
 _MIGRATION_LOCK = 0x5CE9A810
+# How long an upgrade waits for one table that others use.
+LOCK_SECONDS = 10
 UPGRADE_COMMAND = "scenario-pipeline db upgrade"
 
 # JIT never pays for statements of milliseconds; row_security=off turns rows hidden by a policy into an error.
@@ -107,7 +109,8 @@ def connect(url: str, *, connect_timeout_seconds: float = 5.0, connections: int 
         max_overflow=0,
         pool_timeout=connect_timeout_seconds,
         connect_args={
-            "options": f"{_SESSION_OPTIONS} {own_options}",
+            # The last one counts: no option of the URL's may let a policy hide rows.
+            "options": f"{own_options} {_SESSION_OPTIONS}",
             "application_name": "scenario-pipeline",
             "connect_timeout": max(2, int(connect_timeout_seconds)),
             # A peer that vanished without a word is noticed while a statement waits for its answer.
@@ -153,6 +156,8 @@ def upgrade(connection: Connection) -> None:
         UserError: the server is too old, or the database is newer than the code.
     """
     connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
+    # Whoever waits for a table keeps everybody behind it waiting as well.
+    connection.execute(text(f"SET LOCAL lock_timeout = '{LOCK_SECONDS}s'"))
     major = server_major(connection)
     if major < OLDEST_SERVER:
         raise UserError(f"The server is PostgreSQL {major}; version {OLDEST_SERVER} or newer is needed.", exit_status=1)
@@ -160,7 +165,8 @@ def upgrade(connection: Connection) -> None:
     current = schema_version(connection)
     if _is_newer(current):
         raise UserError(f"{mismatch(current).capitalize()}.", exit_status=1)
-    if roles.may_create_roles(connection):
+    is_complete = current == code_version() and len(roles.existing_roles(connection)) == len(roles.ROLES)
+    if not is_complete and roles.may_create_roles(connection):
         roles.create_roles(connection)
     # Asked first: who may not create a schema may not do so "if not exists" either.
     if connection.execute(text("SELECT to_regnamespace(:schema)"), {"schema": SCHEMA}).scalar_one() is None:

@@ -31,7 +31,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import insert
 
 from scenario_pipeline.batch_stats import DISPATCHED, BatchStats
-from scenario_pipeline.errors import ErrorInfo, ErrorType
+from scenario_pipeline.errors import ErrorInfo, ErrorType, SystemicError
 from scenario_pipeline.events import Report
 from scenario_pipeline.records import MentorError, Page, PageResult, RunRequest
 from scenario_pipeline.storage import source
@@ -156,13 +156,19 @@ def _last_mentor_reached(invocation_id: ColumnElement[str]) -> ScalarSelect[str]
 
 
 def active_mentors(connection: Connection, request: RunRequest, invocation_id: str) -> list[str]:
-    """Return the ids of the mentors to evaluate, those left over by the previous run first, and note their number."""
+    """Return the ids of the mentors to evaluate, those left over by the previous run first, and note their number.
+
+    Raises:
+        SystemicError: the source has a mentor twice, or one without an id.
+    """
     start = select(scheduler_runs.c.resume_after).where(scheduler_runs.c.invocation_id == invocation_id)
     after = connection.execute(start).scalar_one()
     access = source.access_of(connection)
     mentor = source.active_mentors(access, request.evaluation_date, request.organisation_ids)
     order = [mentor.c.id] if after is None else [mentor.c.id <= after, mentor.c.id]
     mentor_ids = list(connection.execute(select(mentor.c.id).order_by(*order)).scalars())
+    if len({*mentor_ids, None}) <= len(mentor_ids):
+        raise SystemicError(source.AMBIGUOUS)
     connection.execute(
         update(scheduler_runs)
         .where(scheduler_runs.c.invocation_id == invocation_id)

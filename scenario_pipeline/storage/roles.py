@@ -15,6 +15,7 @@ from sqlalchemy import Connection, text
 from scenario_pipeline.storage.tables import SCHEMA, metadata, source_metadata
 
 OWNER, SCHEDULER, READER = "scenario_owner", "scenario_scheduler", "scenario_reader"
+ROLES = (OWNER, SCHEDULER, READER)
 ROLES_FILE = Path(__file__).parent / "roles.sql"
 # Names, addresses and numbers of people: no role but the owner may read them.
 PERSONAL_COLUMNS = ("full_name", "email", "phone")
@@ -25,13 +26,15 @@ SOURCE = frozenset({*SOURCE_TABLES, *(view.name for view in source_metadata.tabl
 # Made with the owner's rights, and so closed to everybody who is not named.
 DEFINER_FUNCTIONS = (
     "active_mentors(date, uuid[])",
+    "activities_plan()",
     "mentors_of(uuid[])",
+    "mentors_summary()",
     "organisations_of(uuid[])",
     "remove_old_replies(interval, int)",
     "request_scheduler_run(date, text[], uuid[], text)",
 )
 # Who asks for runs is a clock's role, which the installation chooses.
-SCHEDULERS_FUNCTIONS = DEFINER_FUNCTIONS[:4]
+SCHEDULERS_FUNCTIONS = DEFINER_FUNCTIONS[:-1]
 
 
 @dataclass(frozen=True)
@@ -112,7 +115,7 @@ def create_roles(connection: Connection) -> None:
 def existing_roles(connection: Connection) -> list[str]:
     """Return which of the three roles the server has."""
     statement = text("SELECT rolname FROM pg_roles WHERE rolname = ANY (:names) ORDER BY rolname")
-    return list(connection.execute(statement, {"names": [OWNER, SCHEDULER, READER]}).scalars())
+    return list(connection.execute(statement, {"names": list(ROLES)}).scalars())
 
 
 def become_owner(connection: Connection) -> None:
@@ -135,7 +138,8 @@ DO $$
 DECLARE
     object text;
 BEGIN
-    IF to_regrole('scenario_owner') IS NULL OR NOT pg_has_role('scenario_owner', 'MEMBER')
+    IF to_regrole('scenario_owner') IS NULL OR current_user = 'scenario_owner'
+        OR NOT pg_has_role('scenario_owner', 'MEMBER')
         OR (SELECT nspowner FROM pg_namespace WHERE nspname = 'scenario') <> current_user::regrole THEN
         RETURN;
     END IF;
@@ -154,30 +158,64 @@ END $$
 """
 
 
-def grant(connection: Connection, scheduler_functions: Sequence[str]) -> None:
-    """Give the roles that exist what they need; the current role owns the schema.
+def lacks(connection: Connection, role: str, needed: Grant) -> bool:
+    """Whether a role may not do what a grant would let it do; also if the table or view does not exist."""
+    statement = text(
+        "SELECT coalesce(bool_and(coalesce(CASE WHEN name = '' THEN has_table_privilege(:role, c.oid, :privilege) "
+        "ELSE has_column_privilege(:role, c.oid, name, :privilege) END, false)), false) "
+        "FROM pg_class c, unnest(CAST(:columns AS text[])) AS name WHERE c.oid = to_regclass(:relation) "
+        "AND (name = '' OR EXISTS (SELECT FROM pg_attribute WHERE attrelid = c.oid AND attname = name))"
+    )
+    parameters = {
+        "role": role,
+        "privilege": needed.privilege,
+        "relation": f"{SCHEMA}.{needed.relation}",
+        "columns": list(needed.columns) or [""],
+    }
+    return not connection.execute(statement, parameters).scalar_one()
 
-    A view that somebody else owns is left alone: only its owner can grant on it.
+
+def may_execute(connection: Connection, role: str, function: str) -> bool:
+    """Whether a role may call a function of the schema, which is given with the types of its arguments."""
+    statement = text("SELECT coalesce(has_function_privilege(:role, to_regprocedure(:function), 'EXECUTE'), false)")
+    parameters = {"role": role, "function": f"{SCHEMA}.{function}"}
+    return bool(connection.execute(statement, parameters).scalar_one())
+
+
+def grant(connection: Connection, scheduler_functions: Sequence[str]) -> None:
+    """Give the roles that exist what they lack; the current role owns the schema.
+
+    What is there is left alone, so that an upgrade with nothing to do takes no lock. So is a view that somebody else
+    owns: only its owner can grant on it.
 
     Args:
         connection: inside a transaction.
         scheduler_functions: further functions of the schema, with the types of their arguments, for the scheduler.
     """
-    roles = existing_roles(connection)
+    existing = existing_roles(connection)
     owned = text(
         "SELECT relname FROM pg_class WHERE relnamespace = to_regnamespace(:schema) AND pg_has_role(relowner, 'USAGE')"
     )
     relations = set(connection.execute(owned, {"schema": SCHEMA}).scalars())
-    statements = [f"GRANT USAGE ON SCHEMA {SCHEMA} TO {role}" for role in (SCHEDULER, READER) if role in roles]
-    statements += [f"GRANT {g} TO {g.role}" for g in GRANTS if g.role in roles and g.relation in relations]
+    uses = text("SELECT has_schema_privilege(:role, :schema, 'USAGE')")
+    statements = [
+        f"GRANT USAGE ON SCHEMA {SCHEMA} TO {role}"
+        for role in (SCHEDULER, READER)
+        if role in existing and not connection.execute(uses, {"role": role, "schema": SCHEMA}).scalar_one()
+    ]
+    statements += [
+        f"GRANT {needed} TO {needed.role}"
+        for needed in GRANTS
+        if needed.role in existing and needed.relation in relations and lacks(connection, needed.role, needed)
+    ]
     for function in (*SCHEDULERS_FUNCTIONS, *scheduler_functions):
-        statements.append(f"REVOKE ALL ON FUNCTION {SCHEMA}.{function} FROM PUBLIC")
-        if SCHEDULER in roles:
+        is_open = may_execute(connection, "public", function)
+        if is_open:
+            statements.append(f"REVOKE ALL ON FUNCTION {SCHEMA}.{function} FROM PUBLIC")
+        if SCHEDULER in existing and (is_open or not may_execute(connection, SCHEDULER, function)):
             statements.append(f"GRANT EXECUTE ON FUNCTION {SCHEMA}.{function} TO {SCHEDULER}")
-    if READER in roles:
-        statements += [
-            f"DROP POLICY IF EXISTS {READER} ON {SCHEMA}.organisations",
-            f"CREATE POLICY {READER} ON {SCHEMA}.organisations FOR SELECT TO {READER} USING (true)",
-        ]
+    policies = text("SELECT count(*) FROM pg_policies WHERE schemaname = :schema AND policyname = :name")
+    if READER in existing and not connection.execute(policies, {"schema": SCHEMA, "name": READER}).scalar_one():
+        statements.append(f"CREATE POLICY {READER} ON {SCHEMA}.organisations FOR SELECT TO {READER} USING (true)")
     for statement in statements:
         connection.execute(text(statement))

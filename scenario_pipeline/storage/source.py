@@ -46,19 +46,33 @@ def access_of(connection: Connection) -> Access:
     A role that policies may hold for takes the functions if it may call them. Whatever it may not see all of is an
     error of the statement that reads it, since `row_security` is off in every session: rows are never left out
     silently.
+
+    Raises:
+        SystemicError: `row_security` is on in this session, so that a policy could hide rows.
     """
     if _ACCESS not in connection.info:
         # Looked up in the catalog: asking the views themselves would wait for whoever has locked their tables.
-        passes_policies, may_call = connection.execute(_RIGHTS).one()
+        passes_policies, may_call, row_security = connection.execute(_RIGHTS).one()
+        if row_security != "off":
+            raise SystemicError(_OPTIONS_IGNORED)
         connection.info[_ACCESS] = Access.FUNCTIONS if may_call and not passes_policies else Access.VIEWS
     access: Access = connection.info[_ACCESS]
     return access
 
 
 _ACCESS = "scenario_access"
+# Some poolers drop what a session starts with, or hand on a session that somebody has changed.
+_OPTIONS_IGNORED = ErrorInfo(
+    ErrorType.DATABASE, "row_security is on in this session, which was started with off: connect to the server itself"
+)
+# A mentor whom a view returns twice would be counted twice and told once.
+AMBIGUOUS = ErrorInfo(
+    ErrorType.DATABASE, "the view scenario.source_mentors has a mentor twice or without id: define the view again"
+)
 _RIGHTS = text(
     "SELECT rolsuper OR rolbypassrls OR pg_has_role(nspowner, 'USAGE'), "
-    "coalesce(has_function_privilege(to_regprocedure('scenario.mentors_of(uuid[])'), 'EXECUTE'), false) "
+    "coalesce(has_function_privilege(to_regprocedure('scenario.mentors_of(uuid[])'), 'EXECUTE'), false), "
+    "current_setting('row_security') "
     "FROM pg_roles, pg_namespace WHERE rolname = current_user AND nspname = 'scenario'"
 )
 

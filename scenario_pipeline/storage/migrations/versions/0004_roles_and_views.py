@@ -62,6 +62,27 @@ CREATE FUNCTION scenario.active_mentors(evaluation_date date, organisation_ids u
     WHERE status = 'active' AND joined_on <= $1 AND ($2 = '{}' OR organisation_id = ANY ($2))
 $$;
 
+-- What `doctor` asks, for a role that may not see it: how activities are found in order, and what the mentors lack.
+CREATE FUNCTION scenario.activities_plan() RETURNS json
+    -- Postgres explains nothing inside a function that promises to change nothing.
+    LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off
+    SET enable_seqscan = off SET enable_sort = off SET enable_incremental_sort = off AS $$
+DECLARE
+    plan json;
+BEGIN
+    EXECUTE 'EXPLAIN (VERBOSE, FORMAT JSON) SELECT user_id, activity_date FROM scenario.source_activities '
+        'ORDER BY user_id, activity_date LIMIT 1' INTO plan;
+    RETURN plan;
+END $$;
+CREATE FUNCTION scenario.mentors_summary()
+    RETURNS TABLE (mentors bigint, active bigint, incomplete bigint, repeated bigint)
+    LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
+    SELECT count(*), count(*) FILTER (WHERE status = 'active'),
+        count(*) FILTER (WHERE num_nulls(id, organisation_id, status, joined_on, notifications_opt_out) > 0),
+        count(id) - count(DISTINCT id)
+    FROM scenario.source_mentors
+$$;
+
 -- The one thing that the scheduler deletes, so that it needs no right to delete anything else.
 CREATE FUNCTION scenario.remove_old_replies(kept interval, most int) RETURNS void
     LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
