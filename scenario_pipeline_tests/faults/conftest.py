@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -87,7 +88,7 @@ _MOUNT = f"mount -t tmpfs -o size={SMALL_DISK_MEGABYTES}m,mode=777 tmpfs"
 
 @pytest.fixture
 def small_disk() -> Iterator[Path]:
-    """A file system of its own that is soon full; empty if it had to be made in a namespace, see below."""
+    """A file system that is soon full; where we are not root, the one in a namespace that the hook below makes."""
     # Not below pytest's own folder, which it closes to the user that a server of root's runs as.
     folder = Path(os.environ.get(SMALL_DISK) or tempfile.mkdtemp())
     if os.geteuid() == 0:
@@ -96,7 +97,7 @@ def small_disk() -> Iterator[Path]:
     if os.geteuid() == 0:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
     if SMALL_DISK not in os.environ:
-        folder.rmdir()
+        shutil.rmtree(folder)
 
 
 @pytest.hookimpl(tryfirst=True)
