@@ -17,7 +17,7 @@ from ipaddress import ip_address
 from typing import Any
 
 import psutil
-from sqlalchemy import Connection, Engine, select, text
+from sqlalchemy import Connection, Engine, make_url, select, text
 
 from scenario_pipeline.engines.http import health_failure
 from scenario_pipeline.engines.statement import decision_statement, readings, unfit_functions
@@ -126,7 +126,10 @@ def examine_database(settings: Settings) -> Iterator[Finding]:
         try:
             database.reachable_or_explain(engine, setting)
         except UserError as exc:
-            yield Finding(name, Status.UNKNOWN, str(exc), 'psql "$SCENARIO_DATABASE_URL" -c "SELECT 1"')
+            # Not psql with the URL: every user of the machine may read what a process is called with.
+            address = make_url(database.driver_url(urls.scenario, "psycopg"))
+            host = address.host or address.query.get("host") or "localhost"
+            yield Finding(name, Status.UNKNOWN, str(exc), f"pg_isready -h {host} -p {address.port or 5432}")
             return
         yield from _examine(engine, settings, setting)
     finally:
@@ -623,12 +626,15 @@ def in_time(name: str, findings: Iterator[Finding], seconds: float = SILENCE_SEC
     A server that stops answering within a statement keeps its client waiting without end: what bounds a statement is
     the server's own clock.
     """
-    found: queue.SimpleQueue[Finding | None] = queue.SimpleQueue()
+    found: queue.SimpleQueue[Finding | BaseException | None] = queue.SimpleQueue()
 
     def look() -> None:
-        for finding in findings:
-            found.put(finding)
-        found.put(None)
+        try:
+            for finding in findings:
+                found.put(finding)
+            found.put(None)
+        except BaseException as exc:  # noqa: BLE001 - raised again below, where somebody waits for it
+            found.put(exc)
 
     threading.Thread(target=look, daemon=True).start()
     while True:
@@ -640,6 +646,8 @@ def in_time(name: str, findings: Iterator[Finding], seconds: float = SILENCE_SEC
             return
         if finding is None:
             return
+        if isinstance(finding, BaseException):
+            raise finding
         yield finding
 
 

@@ -286,28 +286,20 @@ def crm(installation: Deployment) -> Iterator[Deployment]:
         execute(installation.url(ADMINISTRATOR), "DROP OWNED BY crm_owner CASCADE;\nDROP ROLE crm_owner")
 
 
-def test_the_example_of_own_tables_dispatches_exactly_what_is_due(crm: Deployment, rights: str) -> None:
+def test_the_example_of_own_tables_dispatches_exactly_what_is_due(crm: Deployment) -> None:
     """Whoever has mentors in a system of their own copies this; a wrong cast would tell the wrong people."""
     with connected(crm, SCHEDULER) as engine:
         report = world.run_invocation(engine)
     assert (report.stats.total_evaluated, report.totals()["suppressed_by_reason"]) == (5, {"opted_out": 1})
     assert sent(crm) == DUE
-    found = {finding.check: finding.status for finding in findings(crm)}
-    # With functions, the plan of a page is the owner's to see.
-    index = Status.OK if ADMINISTRATORS[rights] is Access.VIEWS else Status.UNKNOWN
-    assert {name: found[name] for name in ("views", "roles", "row_level_security", "activity_index")} == {
-        "views": Status.OK,
-        "roles": Status.OK,
-        "row_level_security": Status.OK,
-        "activity_index": index,
-    }
+    assert [finding for finding in findings(crm) if finding.status is not Status.OK] == []
 
 
 @no_superuser
 def test_the_commands_work_over_own_tables(crm: Deployment) -> None:
     """The page says to look, to try, and then to run."""
     looking, trying = blocks("Your own tables", "sh")[0].splitlines()[1:]
-    assert "views: The four source views have the columns" in crm.shell(looking, status=2)[0]
+    assert "views: The four source views have the columns" in crm.shell(looking)[0]
     dry, _ = crm.shell(trying)
     assert json.loads(dry.splitlines()[0])["dispatch_mode"] == "dry_run"
     stdout, _ = crm.command("run", "--date", D.isoformat(), "--dispatch-mode", "live")

@@ -214,7 +214,13 @@ def test_a_next_run_that_does_not_complete_is_complained_of(genuine: Evidence, o
 
     def failing_run(owner: Engine) -> bytes:
         with owner.begin() as connection:
-            connection.execute(text("ALTER TABLE scenario.mentor_activities RENAME TO gone"))
+            for statement in (
+                "CREATE FUNCTION scenario.full_disk() RETURNS trigger LANGUAGE plpgsql AS "
+                "$$ BEGIN RAISE EXCEPTION 'no room' USING ERRCODE = 'disk_full'; END $$",
+                "CREATE TRIGGER full_disk BEFORE INSERT ON scenario.scheduler_run_pages "
+                "FOR EACH ROW EXECUTE FUNCTION scenario.full_disk()",
+            ):
+                connection.execute(text(statement))
         return run(owner)
 
     assert "the next run, which nothing disturbed, is not completed" in complaints(genuine, owner, failing_run)
