@@ -23,8 +23,11 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from scenario_pipeline import demo as demo_data
-from scenario_pipeline import doctor, importer
 from scenario_pipeline import events as event_log
+from scenario_pipeline import importer
+from scenario_pipeline.doctor.database import examine_database
+from scenario_pipeline.doctor.findings import Finding, Status, in_time, overall
+from scenario_pipeline.doctor.surroundings import examine_trigger_engine, examine_web_server
 from scenario_pipeline.engines.statement import check_source
 from scenario_pipeline.errors import ErrorInfo, SystemicError, UserError, classify
 from scenario_pipeline.installation import upgrade
@@ -433,10 +436,10 @@ def _upgrade_if_needed(engine: Engine) -> None:
         upgrade(engine)
 
 
-@main.command("doctor")
+@main.command()
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as one JSON object.")
 @one_sentence
-def doctor_(as_json: bool) -> None:
+def doctor(as_json: bool) -> None:
     """Look for what would keep the scheduler from working; it changes nothing.
 
     Each finding is one sentence, and the command that mends it.
@@ -448,15 +451,15 @@ def doctor_(as_json: bool) -> None:
     try:
         settings = Settings.from_environment()
     except UserError as exc:
-        findings = [doctor.Finding("settings", doctor.Status.UNKNOWN, str(exc))]
+        findings = [Finding("settings", Status.UNKNOWN, str(exc))]
     else:
         findings = [
-            *doctor.in_time("database_connection", doctor.examine_database(settings)),
-            *doctor.in_time("dagster_instance", examine_instance(settings)),
-            *doctor.examine_trigger_engine(settings),
-            *doctor.examine_web_server(),
+            *in_time("database_connection", examine_database(settings)),
+            *in_time("dagster_instance", examine_instance(settings)),
+            *examine_trigger_engine(settings),
+            *examine_web_server(),
         ]
-    status = doctor.overall(findings)
+    status = overall(findings)
     if as_json:
         click.echo(json.dumps({"status": status, "findings": [finding.as_json() for finding in findings]}, indent=2))
     else:
@@ -464,7 +467,7 @@ def doctor_(as_json: bool) -> None:
             click.echo(f"{finding.status:8}{finding.check}: {finding.finding}")
             if finding.remedy is not None:
                 click.echo(f"        mend it with: {finding.remedy}")
-    sys.exit({doctor.Status.OK: 0, doctor.Status.PROBLEM: 1, doctor.Status.UNKNOWN: 2}[status])
+    sys.exit({Status.OK: 0, Status.PROBLEM: 1, Status.UNKNOWN: 2}[status])
 
 
 def _address_of(host: str, port: int) -> tuple[socket.AddressFamily, socket.SocketKind, int, Any]:

@@ -19,9 +19,9 @@ from dagster._config import process_config
 from dagster._core.instance.config import dagster_instance_config_schema
 from sqlalchemy import Connection, Engine, text
 
-from scenario_pipeline import doctor
 from scenario_pipeline.cli import main
-from scenario_pipeline.doctor import Finding, Status
+from scenario_pipeline.doctor.database import _CHECKS, examine_database
+from scenario_pipeline.doctor.findings import YOUR_OWN_TABLES, Finding, Status
 from scenario_pipeline.errors import SystemicError
 from scenario_pipeline.installation import upgrade
 from scenario_pipeline.settings import Settings
@@ -310,7 +310,7 @@ def test_the_commands_work_over_own_tables(crm: Deployment) -> None:
 def findings(deployment: Deployment) -> list[Finding]:
     """Return what `doctor` finds in the scheduler's database, as the scheduler."""
     settings = Settings.from_environment({"SCENARIO_DATABASE_URL": deployment.url(SCHEDULER)})
-    return list(doctor.examine_database(settings))
+    return list(examine_database(settings))
 
 
 def test_the_crms_own_policies_hold_for_everybody_else(crm: Deployment) -> None:
@@ -339,7 +339,7 @@ def test_a_view_that_is_wrong_is_named_by_doctor_and_stops_a_run(crm: Deployment
     execute(crm.url(OWNER), f"GRANT SELECT ON scenario.source_mentors TO {SCHEDULER}")
     sentence = "column joined_on of the view scenario.source_mentors is timestamp without time zone, and must be date"
     told = [finding for finding in findings(crm) if finding.check == "views"]
-    assert told == [Finding("views", Status.PROBLEM, f"The {sentence}.", doctor.YOUR_OWN_TABLES)]
+    assert told == [Finding("views", Status.PROBLEM, f"The {sentence}.", YOUR_OWN_TABLES)]
     log = Log()
     with connected(crm, SCHEDULER) as engine, pytest.raises(SystemicError):
         world.run_invocation(engine, log=log)
@@ -499,4 +499,4 @@ def test_events_are_told_from_dagsters_own_lines(engine: Engine, tmp_path: Path)
 def test_the_page_tells_of_every_check_of_doctor() -> None:
     """A finding that cannot be looked up is a riddle."""
     told = re.findall(r"^\| `(\w+)` \|", section("What doctor looks at"), flags=re.M)
-    assert told == ["database_connection", *doctor._CHECKS, "dagster_instance", "trigger_engine", "web_server"]
+    assert told == ["database_connection", *_CHECKS, "dagster_instance", "trigger_engine", "web_server"]

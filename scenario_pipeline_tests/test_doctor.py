@@ -19,7 +19,7 @@ from click.testing import CliRunner
 from sqlalchemy import Engine, make_url, text
 
 from scenario_pipeline.cli import main
-from scenario_pipeline.doctor import Finding, Status, in_time
+from scenario_pipeline.doctor.findings import Finding, Status, in_time
 from scenario_pipeline.installation import upgrade
 from scenario_pipeline.storage import database
 from scenario_pipeline.storage.embedded import EmbeddedPostgres
@@ -308,7 +308,7 @@ def test_commits_that_a_crash_can_forget_are_found(examine: Examine, engine: Eng
 def test_clocks_that_differ_are_found(examine: Examine, monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
     """The budget of a second process is told by both of them."""
     now = time.time
-    monkeypatch.setattr("scenario_pipeline.doctor.time.time", lambda: now() + seconds)
+    monkeypatch.setattr("scenario_pipeline.doctor.database.time.time", lambda: now() + seconds)
     [finding] = examine().wrong
     assert finding["check"] == "clock"
     assert finding["finding"] == (

@@ -26,7 +26,7 @@ from dagster_postgres.utils import DagsterPostgresException, pg_alembic_config
 from sqlalchemy import Engine, event, text
 from sqlalchemy.exc import SQLAlchemyError
 
-from scenario_pipeline.doctor import STATEMENT_SECONDS, Finding, Status
+from scenario_pipeline.doctor.findings import STATEMENT_SECONDS, Finding, Status
 from scenario_pipeline.errors import ErrorInfo, ErrorType, SystemicError, UserError, classify
 from scenario_pipeline.settings import PROJECT_FOLDER, Settings
 from scenario_pipeline.storage import database, ledger

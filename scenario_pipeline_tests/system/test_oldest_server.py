@@ -8,7 +8,8 @@ import psycopg
 import pytest
 from sqlalchemy import make_url
 
-from scenario_pipeline.doctor import Status, examine_database
+from scenario_pipeline.doctor.database import examine_database
+from scenario_pipeline.doctor.findings import Status
 from scenario_pipeline.importer import import_folder
 from scenario_pipeline.installation import upgrade
 from scenario_pipeline.records import parse_date

@@ -1,115 +1,41 @@
-"""`scenario-pipeline doctor`: what would keep the scheduler from working, and the command that mends it.
+"""What `doctor` looks at: the scheduler's database, its source and its plans.
 
-Belongs here: what is looked at, and what a finding means. Does not belong here: mending anything; every transaction is
-read-only, and nothing is started or created. What Dagster keeps is looked at in `defs.instance`.
+Belongs here: everything that a connection tells, but for rights (`rights`). Does not belong here: mending; every
+transaction is read-only, and nothing is started or created.
 """
 
 from __future__ import annotations
 
-import queue
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
-from enum import StrEnum
-from ipaddress import ip_address
 from typing import Any
 
-import psutil
 from sqlalchemy import Connection, Engine, make_url, select, text
 
-from scenario_pipeline.engines.http import health_failure
-from scenario_pipeline.engines.statement import decision_statement, readings, unfit_functions
+from scenario_pipeline.doctor.findings import STATEMENT_SECONDS, YOUR_OWN_TABLES, Finding, Look, Status, as_sentence
+from scenario_pipeline.doctor.rights import examine_roles, examine_row_level_security
+from scenario_pipeline.engines.statement import decision_statement
 from scenario_pipeline.errors import UserError, classify
 from scenario_pipeline.records import choose_page_size
 from scenario_pipeline.scenarios import registry
 from scenario_pipeline.settings import Settings
-from scenario_pipeline.storage import database, ledger, roles, source
-from scenario_pipeline.storage.roles import GRANTS, OWNER, ROLES_FILE, SCHEDULER
+from scenario_pipeline.storage import database, ledger, source
+from scenario_pipeline.storage.roles import OWNER, SCHEDULER
 from scenario_pipeline.storage.source import Access
-from scenario_pipeline.storage.tables import (
-    SCHEMA,
-    metadata,
-    scenario_evaluation_config,
-    source_activities,
-    source_metadata,
-)
+from scenario_pipeline.storage.tables import SCHEMA, scenario_evaluation_config, source_activities
 
-# Nothing that is looked at takes longer on a healthy server.
-STATEMENT_SECONDS = 5.0
+# Reading every mentor once takes longer than anything else.
+SUMMARY_SECONDS = 15.0
 # A run's age is told by the database's clock and its start by this machine's.
 MAX_SKEW_SECONDS = 1.0
 # Below this a sequential scan is no mistake of the planner.
 SMALL_TABLE_BYTES = 1_000_000
-# A finding takes seconds at most; a server that says nothing for so long says nothing at all.
-SILENCE_SECONDS = 20.0
-_NOBODY = "00000000-0000-0000-0000-000000000000"
 # Zones differ in rules that come into force within the years to come, if at all.
 ZONE_YEARS = 3
-
-YOUR_OWN_TABLES = "define the view as docs/deploy.md (Your own tables) shows"
-
-
-class Status(StrEnum):
-    """What came of a check."""
-
-    OK = "ok"
-    PROBLEM = "problem"
-    UNKNOWN = "unknown"
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What was found, in one sentence.
-
-    Attributes:
-        check: name of the check, the same in every release.
-        status: whether something is to be mended, or could not be looked at.
-        finding: one sentence, without a secret.
-        remedy: the command that mends it, or None where nothing is to be mended.
-    """
-
-    check: str
-    status: Status
-    finding: str
-    remedy: str | None = None
-
-    def as_json(self) -> dict[str, Any]:
-        """Return the finding as a JSON object."""
-        return asdict(self)
-
-
-@dataclass(frozen=True)
-class Look:
-    """What a check of the database is given.
-
-    Attributes:
-        connection: inside a read-only transaction.
-        settings: of this installation.
-        role: the role that the pipeline connects as, quoted where SQL needs it.
-        rights_remedy: what gives that role the rights of a scheduler.
-        access: how that role reads the source.
-    """
-
-    connection: Connection
-    settings: Settings
-    role: str
-    rights_remedy: str
-    access: Access
-
-    def scalar(self, statement: str, **parameters: object) -> Any:
-        """Return the one value of a statement."""
-        return self.connection.execute(text(statement), parameters).scalar_one()
-
+_NOBODY = "00000000-0000-0000-0000-000000000000"
 
 Check = Callable[[Look], Iterator[Finding]]
-
-
-def overall(findings: Sequence[Finding]) -> Status:
-    """Return what all findings come to: a problem outweighs what could not be looked at."""
-    found = {finding.status for finding in findings}
-    return next((status for status in (Status.PROBLEM, Status.UNKNOWN) if status in found), Status.OK)
 
 
 def examine_database(settings: Settings) -> Iterator[Finding]:
@@ -187,121 +113,11 @@ def _schema_version(look: Look) -> Iterator[Finding]:
         yield Finding("schema_version", Status.OK, f"The schema has version {version}, as this release needs it.")
         return
     sentence, _, remedy = database.mismatch(version).partition(": ")
-    yield Finding("schema_version", Status.PROBLEM, _sentence(sentence), remedy.removeprefix("run "))
-
-
-def _roles(look: Look) -> Iterator[Finding]:
-    """Whether the roles exist, the role in use has what it needs, and the scheduler's role no more than that."""
-    problems = [*_missing_roles(look), *_missing_rights(look), *_surplus_rights(look), *_open_functions(look)]
-    yield from problems
-    if not problems:
-        yield Finding("roles", Status.OK, f"The role {look.role} may do what a run needs.")
-
-
-def _missing_roles(look: Look) -> Iterator[Finding]:
-    missing = {*roles.ROLES} - {*roles.existing_roles(look.connection)}
-    if missing:
-        sentence = f"The server has no role {', '.join(sorted(missing))}."
-        remedy = f"psql -v ON_ERROR_STOP=1 -f {ROLES_FILE}, as an administrator, and then {database.UPGRADE_COMMAND}"
-        yield Finding("roles", Status.PROBLEM, sentence, remedy)
-
-
-def _missing_rights(look: Look) -> Iterator[Finding]:
-    connection, role = look.connection, str(look.scalar("SELECT current_user"))
-    # Whether the source can be read is tried out below: its views may be over anybody's tables.
-    needed = [grant for grant in GRANTS if grant.role == SCHEDULER and grant.relation not in roles.SOURCE]
-    lacking = [str(grant) for grant in needed if roles.lacks(connection, role, grant)]
-    lacking += [
-        f"EXECUTE ON FUNCTION {SCHEMA}.{function}"
-        for function in roles.SCHEDULERS_FUNCTIONS
-        if not roles.may_execute(connection, role, function)
-    ]
-    if lacking:
-        yield Finding("roles", Status.PROBLEM, f"The role {look.role} lacks {'; '.join(lacking)}.", look.rights_remedy)
-
-
-def _surplus_rights(look: Look) -> Iterator[Finding]:
-    """What the scheduler's role could do by mistake or by break-in, and never needs."""
-    attributes = look.connection.execute(
-        text(
-            "SELECT name FROM pg_roles, LATERAL (VALUES ('SUPERUSER', rolsuper), ('CREATEROLE', rolcreaterole), "
-            "('CREATEDB', rolcreatedb), ('REPLICATION', rolreplication)) AS attribute (name, is_set) "
-            "WHERE rolname = :role AND is_set"
-        ),
-        {"role": SCHEDULER},
-    ).scalars()
-    for attribute in attributes:
-        sentence = f"The role {SCHEDULER} has more than it needs: {attribute}."
-        yield Finding("roles", Status.PROBLEM, sentence, f"ALTER ROLE {SCHEDULER} NO{attribute}")
-    groups = look.connection.execute(
-        text("SELECT roleid::regrole::text FROM pg_auth_members WHERE member = to_regrole(:role) ORDER BY 1"),
-        {"role": SCHEDULER},
-    ).scalars()
-    for group in groups:
-        sentence = f"The role {SCHEDULER} has more than it needs: the rights of {group}."
-        yield Finding("roles", Status.PROBLEM, sentence, f"REVOKE {group} FROM {SCHEDULER}")
-    granted = {
-        (grant.privilege, f"{SCHEMA}.{grant.relation}"): grant.columns for grant in GRANTS if grant.role == SCHEDULER
-    }
-    for row in look.connection.execute(text(_GRANTED), {"schema": SCHEMA, "role": SCHEDULER, "ours": _OURS}):
-        columns = granted.get((row.privilege, row.object))
-        if columns is not None and (not columns or row.column_name in columns):
-            continue
-        of = f" ({row.column_name})" if row.column_name else ""
-        right = f"{row.privilege}{of} ON {row.object}"
-        whose = f"The role {SCHEDULER} has" if row.grantee == SCHEDULER else "Everybody has"
-        remedy = f"REVOKE {right} FROM {row.grantee}"
-        if columns is not None:
-            # A right on a table is taken back with those on its columns.
-            remedy = f"{remedy}; {database.UPGRADE_COMMAND}"
-        yield Finding("roles", Status.PROBLEM, f"{whose} more than a run needs: {right}.", remedy)
-
-
-_OURS = [*metadata.tables, *source_metadata.tables, f"{SCHEMA}.{roles.VERSION_TABLE}"]
-# What was granted to the scheduler or to everybody, right by right.
-_GRANTED = """
-    SELECT privilege_type AS privilege, object, column_name, CASE grantee WHEN 0 THEN 'PUBLIC' ELSE :role END AS grantee
-    FROM (
-        SELECT oid::regclass::text AS object, NULL AS column_name, relacl AS acl FROM pg_class
-        UNION ALL SELECT attrelid::regclass::text, quote_ident(attname), attacl FROM pg_attribute
-        UNION ALL SELECT 'SCHEMA ' || nspname, NULL, nspacl FROM pg_namespace WHERE nspname = :schema
-    ) AS objects, aclexplode(acl)
-    WHERE (object = ANY (:ours) OR object LIKE 'SCHEMA %' AND privilege_type <> 'USAGE')
-        AND grantee IN (0, to_regrole(:role))
-    ORDER BY object, privilege, column_name"""
-
-
-def _open_functions(look: Look) -> Iterator[Finding]:
-    """Functions with their owner's rights that anybody may call, that an administrator owns, or that are not pinned."""
-    rows = look.connection.execute(
-        text(
-            "SELECT p.oid::regprocedure::text AS name, rolname AS owner, "
-            "rolsuper OR rolcreaterole AS is_administrators, "
-            "has_function_privilege('public', p.oid, 'EXECUTE') AS is_open, "
-            "coalesce(array_to_string(proconfig, ',') LIKE '%search_path=%', false) AS is_pinned "
-            "FROM pg_proc p JOIN pg_roles r ON r.oid = proowner "
-            "WHERE pronamespace = to_regnamespace(:schema) AND prosecdef ORDER BY 1"
-        ),
-        {"schema": SCHEMA},
-    ).all()
-    for row in rows:
-        if row.is_open:
-            sentence = f"Everybody may call {row.name}, which acts with its owner's rights."
-            yield Finding("roles", Status.PROBLEM, sentence, f"REVOKE EXECUTE ON FUNCTION {row.name} FROM PUBLIC")
-        if row.is_administrators:
-            sentence = f"The function {row.name} acts with the rights of {row.owner}, an administrator."
-            yield Finding("roles", Status.PROBLEM, sentence, f"ALTER FUNCTION {row.name} OWNER TO {OWNER}")
-        if not row.is_pinned:
-            sentence = f"The function {row.name} acts with its owner's rights and does not pin its search_path."
-            remedy = f"ALTER FUNCTION {row.name} SET search_path = pg_catalog, pg_temp"
-            yield Finding("roles", Status.PROBLEM, sentence, remedy)
-    if look.access is Access.FUNCTIONS:
-        for sentence, remedy in unfit_functions(look.connection, list(registry())):
-            yield Finding("roles", Status.PROBLEM, _sentence(sentence), remedy)
+    yield Finding("schema_version", Status.PROBLEM, as_sentence(sentence), remedy.removeprefix("run "))
 
 
 def _views(look: Look) -> Iterator[Finding]:
-    found = [Finding("views", Status.PROBLEM, _sentence(s), YOUR_OWN_TABLES) for s in source.misfits(look.connection)]
+    found = [Finding("views", Status.PROBLEM, as_sentence(s), YOUR_OWN_TABLES) for s in source.misfits(look.connection)]
     yield from found
     if not found:
         yield Finding("views", Status.OK, "The four source views have the columns that an evaluation reads.")
@@ -314,6 +130,7 @@ def _mentors(look: Look) -> Iterator[Finding]:
         # Without the owner's rights it asks the same.
         body = "SELECT prosrc FROM pg_proc WHERE oid = to_regprocedure('scenario.mentors_summary()')"
         statement = str(look.scalar(body))
+    ledger.limit_statement_time(look.connection, SUMMARY_SECONDS)
     mentors, active, incomplete, repeated = look.connection.execute(text(statement)).one()
     wrong = False
     for number, what in (
@@ -330,69 +147,6 @@ def _mentors(look: Look) -> Iterator[Finding]:
         yield Finding("mentors", Status.PROBLEM, sentence, YOUR_OWN_TABLES)
     if not wrong:
         yield Finding("mentors", Status.OK, f"The source has {active} active mentors, each of them once.")
-
-
-def _row_level_security(look: Look) -> Iterator[Finding]:
-    problems = [*_hidden(look), *_unprotected(look)]
-    yield from problems
-    if not problems:
-        way = "its own rights" if look.access is Access.VIEWS else "the functions of the owner"
-        sentence = f"The role {look.role} sees all rows of the source by {way}."
-        yield Finding("row_level_security", Status.OK, sentence)
-
-
-_AS_INVOKER = "security_invoker=(true|on|yes|1|t|y)"
-
-
-def _hidden(look: Look) -> Iterator[Finding]:
-    """What the role may not read, or not all of."""
-    asking = look.role if look.access is Access.VIEWS else OWNER
-    # A view that does not read with the rights of whoever asks reads with its owner's.
-    readers = look.connection.execute(
-        text(
-            "SELECT DISTINCT CASE WHEN coalesce(array_to_string(reloptions, ','), '') ~* :as_invoker "
-            "THEN :asking ELSE relowner::regrole::text END FROM pg_class WHERE oid::regclass::text = ANY (:views)"
-        ),
-        {"asking": asking, "views": list(source_metadata.tables), "as_invoker": _AS_INVOKER},
-    ).scalars()
-    passing = "; ".join(f"ALTER ROLE {reader} BYPASSRLS" for reader in sorted(readers))
-    for read, statement in readings(look.access):
-        try:
-            with look.connection.begin_nested():
-                look.connection.execute(statement)
-        except Exception as exc:  # noqa: BLE001 - told as a finding, by fact
-            reason = classify(exc).error_message
-            remedy = passing
-            if "permission denied" in reason:
-                remedy = f"GRANT SELECT ON the tables and views that it reads TO {asking}"
-            sentence = f"The role {look.role} may not read all of {read}: {reason}."
-            yield Finding("row_level_security", Status.PROBLEM, sentence, remedy)
-
-
-def _unprotected(look: Look) -> Iterator[Finding]:
-    """What shows every organisation to whoever may read it."""
-    name = "row_level_security"
-    for table in look.connection.execute(
-        text(
-            "SELECT oid::regclass::text FROM pg_class WHERE oid::regclass::text = ANY (:tables) AND NOT relrowsecurity"
-        ),
-        {"tables": [f"{SCHEMA}.{table}" for table in roles.SOURCE_TABLES]},
-    ).scalars():
-        sentence = f"Row-level security is off on {table}: whoever may read it sees every organisation."
-        yield Finding(name, Status.PROBLEM, sentence, f"ALTER TABLE {table} ENABLE ROW LEVEL SECURITY")
-    for row in look.connection.execute(
-        text(
-            "SELECT DISTINCT oid::regclass::text AS view, "
-            "CASE grantee WHEN 0 THEN 'PUBLIC' ELSE grantee::regrole::text END AS reader "
-            "FROM pg_class, aclexplode(relacl) WHERE oid::regclass::text = ANY (:views) AND grantee <> relowner "
-            "AND coalesce(array_to_string(reloptions, ','), '') !~* :as_invoker "
-            "AND grantee::regrole::text <> ALL (:ours) ORDER BY 1, 2"
-        ),
-        {"views": list(source_metadata.tables), "ours": list(roles.ROLES), "as_invoker": _AS_INVOKER},
-    ):
-        sentence = f"The view {row.view} shows every organisation to {row.reader}: it reads with its owner's rights."
-        remedy = f"ALTER VIEW {row.view} SET (security_invoker = true)"
-        yield Finding(name, Status.PROBLEM, sentence, remedy)
 
 
 def _activity_index(look: Look) -> Iterator[Finding]:
@@ -562,8 +316,8 @@ _CHECKS: dict[str, Check] = {
     "writable": _writable,
     "schema_version": _schema_version,
     "views": _views,
-    "roles": _roles,
-    "row_level_security": _row_level_security,
+    "roles": examine_roles,
+    "row_level_security": examine_row_level_security,
     "mentors": _mentors,
     "configuration": _configuration,
     "activity_index": _activity_index,
@@ -575,81 +329,3 @@ _CHECKS: dict[str, Check] = {
 _GATES = frozenset({"schema_version", "views"})
 # What can be looked at whatever the schema is.
 _ANY_SCHEMA = frozenset({"server_version", "writable", "schema_version", "clock", "durability"})
-
-
-def examine_trigger_engine(settings: Settings) -> Iterator[Finding]:
-    """Ask the trigger engine whether it works, if it is a remote one."""
-    name = "trigger_engine"
-    if settings.engine != "http" or settings.engine_url is None:
-        yield Finding(name, Status.OK, "The trigger engine is sql, which is the database itself.")
-        return
-    failure = health_failure(settings.engine_url, trust_proxy=settings.engine_trust_proxy)
-    if failure is None:
-        yield Finding(name, Status.OK, "The trigger engine answers that it is well.")
-    else:
-        remedy = 'curl --fail "$SCENARIO_ENGINE_URL/v1/health"'
-        yield Finding(name, Status.PROBLEM, f"{_sentence(failure.error_message)}", remedy)
-
-
-def examine_web_server() -> Iterator[Finding]:
-    """Look whether a web server of Dagster on this machine, which has no login, can be reached from others."""
-    name, count, unknown = "web_server", 0, 0
-    for process in psutil.process_iter():
-        try:
-            words = process.cmdline()
-            if not any("dagster_webserver" in word or "dagster-webserver" in word for word in words):
-                continue
-            count += 1
-            addresses = {c.laddr.ip for c in process.net_connections("tcp") if c.status == psutil.CONN_LISTEN}
-        except psutil.AccessDenied:
-            unknown += count
-            continue
-        except psutil.Error:  # it has ended
-            continue
-        exposed = sorted(address for address in addresses if not ip_address(address).is_loopback)
-        if exposed:
-            sentence = f"Dagster's web server, which has no login, listens at {', '.join(exposed)}."
-            remedy = "scenario-pipeline up --host 127.0.0.1, behind a proxy that authenticates"
-            yield Finding(name, Status.PROBLEM, sentence, remedy)
-            return
-    if unknown:
-        sentence = "A web server of Dagster belongs to another user: where it listens cannot be seen."
-        yield Finding(name, Status.UNKNOWN, sentence, "scenario-pipeline doctor, as that user")
-        return
-    where = "listens on loopback only" if count else "does not run"
-    yield Finding(name, Status.OK, f"Dagster's web server {where} on this machine.")
-
-
-def in_time(name: str, findings: Iterator[Finding], seconds: float = SILENCE_SECONDS) -> Iterator[Finding]:
-    """Yield findings as they come, and an unknown one instead of waiting for ever.
-
-    A server that stops answering within a statement keeps its client waiting without end: what bounds a statement is
-    the server's own clock.
-    """
-    found: queue.SimpleQueue[Finding | BaseException | None] = queue.SimpleQueue()
-
-    def look() -> None:
-        try:
-            for finding in findings:
-                found.put(finding)
-            found.put(None)
-        except BaseException as exc:  # noqa: BLE001 - raised again below, where somebody waits for it
-            found.put(exc)
-
-    threading.Thread(target=look, daemon=True).start()
-    while True:
-        try:
-            finding = found.get(timeout=seconds)
-        except queue.Empty:
-            sentence = f"The server has not answered for {seconds:.0f} seconds."
-            yield Finding(name, Status.UNKNOWN, sentence, "scenario-pipeline doctor, once more")
-            return
-        if finding is None:
-            return
-        if isinstance(finding, BaseException):
-            raise finding
-        yield finding
-
-
-def _sentence(text_: str) -> str:
-    return f"{text_[:1].upper()}{text_[1:].rstrip('.')}."

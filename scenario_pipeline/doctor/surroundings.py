@@ -1,0 +1,58 @@
+"""What `doctor` looks at beside the databases: a remote trigger engine, and web servers of this machine.
+
+Belongs here: asking them. Does not belong here: what Dagster keeps, which is looked at in `defs.instance`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from ipaddress import ip_address
+
+import psutil
+
+from scenario_pipeline.doctor.findings import Finding, Status, as_sentence
+from scenario_pipeline.engines.http import health_failure
+from scenario_pipeline.settings import Settings
+
+
+def examine_trigger_engine(settings: Settings) -> Iterator[Finding]:
+    """Ask the trigger engine whether it works, if it is a remote one."""
+    name = "trigger_engine"
+    if settings.engine != "http" or settings.engine_url is None:
+        yield Finding(name, Status.OK, "The trigger engine is sql, which is the database itself.")
+        return
+    failure = health_failure(settings.engine_url, trust_proxy=settings.engine_trust_proxy)
+    if failure is None:
+        yield Finding(name, Status.OK, "The trigger engine answers that it is well.")
+    else:
+        remedy = 'curl --fail "$SCENARIO_ENGINE_URL/v1/health"'
+        yield Finding(name, Status.PROBLEM, f"{as_sentence(failure.error_message)}", remedy)
+
+
+def examine_web_server() -> Iterator[Finding]:
+    """Look whether a web server of Dagster on this machine, which has no login, can be reached from others."""
+    name, count, unknown = "web_server", 0, 0
+    for process in psutil.process_iter():
+        try:
+            words = process.cmdline()
+            if not any("dagster_webserver" in word or "dagster-webserver" in word for word in words):
+                continue
+            count += 1
+            addresses = {c.laddr.ip for c in process.net_connections("tcp") if c.status == psutil.CONN_LISTEN}
+        except psutil.AccessDenied:
+            unknown += count
+            continue
+        except psutil.Error:  # it has ended
+            continue
+        exposed = sorted(address for address in addresses if not ip_address(address).is_loopback)
+        if exposed:
+            sentence = f"Dagster's web server, which has no login, listens at {', '.join(exposed)}."
+            remedy = "scenario-pipeline up --host 127.0.0.1, behind a proxy that authenticates"
+            yield Finding(name, Status.PROBLEM, sentence, remedy)
+            return
+    if unknown:
+        sentence = "A web server of Dagster belongs to another user: where it listens cannot be seen."
+        yield Finding(name, Status.UNKNOWN, sentence, "scenario-pipeline doctor, as that user")
+        return
+    where = "listens on loopback only" if count else "does not run"
+    yield Finding(name, Status.OK, f"Dagster's web server {where} on this machine.")
