@@ -48,13 +48,27 @@ def _no_settings_from_outside() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedPostgres]:
-    """A real Postgres, stopped at the end whatever happened."""
+    """A real Postgres, stopped at the end whatever happened.
+
+    It does without fsync, which is most of what the copies of a template cost: nothing here outlives a power failure.
+    Tests that crash a server have one of their own.
+    """
     server = EmbeddedPostgres(tmp_path_factory.mktemp("server") / "postgres")
     server.start()
     try:
+        set_fsync(server, on=False)
         yield server
     finally:
         server.stop()
+
+
+def set_fsync(server: EmbeddedPostgres, *, on: bool) -> None:
+    """Let a server that runs wait for its disk, or not."""
+    value = "on" if on else "off"
+    with psycopg.connect(server.url("postgres"), autocommit=True) as connection:
+        connection.execute(f"ALTER SYSTEM SET fsync = {value}")
+        connection.execute("SELECT pg_reload_conf()")
+        world.wait_until(lambda: connection.execute("SHOW fsync").fetchone() == (value,), f"fsync is {value}")
 
 
 @pytest.fixture(scope="session")

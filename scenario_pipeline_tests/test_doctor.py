@@ -24,7 +24,7 @@ from scenario_pipeline.installation import upgrade
 from scenario_pipeline.storage import database
 from scenario_pipeline.storage.embedded import EmbeddedPostgres
 from scenario_pipeline_tests import world
-from scenario_pipeline_tests.conftest import TOKEN, as_scheduler
+from scenario_pipeline_tests.conftest import TOKEN, as_scheduler, set_fsync
 from scenario_pipeline_tests.test_cli import everything_in
 from scenario_pipeline_tests.world import DAY, D
 
@@ -46,6 +46,14 @@ CHECKS = [
     "trigger_engine",
     "web_server",
 ]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _durable(server: EmbeddedPostgres) -> Iterator[None]:
+    """A server as it should be; the other tests do without fsync."""
+    set_fsync(server, on=True)
+    yield
+    set_fsync(server, on=False)
 
 
 class Examined:
@@ -302,6 +310,18 @@ def test_commits_that_a_crash_can_forget_are_found(examine: Examine, engine: Eng
         "durability",
         "ALTER ROLE scenario_scheduler SET synchronous_commit = on",
     )
+
+
+def test_a_disk_that_is_not_waited_for_is_found(examine: Examine, server: EmbeddedPostgres) -> None:
+    """A power failure would leave nothing that can be trusted."""
+    set_fsync(server, on=False)
+    try:
+        [finding] = examine().wrong
+        assert finding["finding"] == "fsync is off: a crash of the server can destroy the database."
+        assert finding["remedy"] == "ALTER SYSTEM SET fsync = on; SELECT pg_reload_conf()"
+    finally:
+        set_fsync(server, on=True)
+    assert examine().wrong == []
 
 
 @pytest.mark.parametrize("seconds", [-3600.0, 5.0])

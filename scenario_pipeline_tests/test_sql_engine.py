@@ -782,7 +782,9 @@ def test_a_real_deadlock_is_survived(engine: Engine, database_url: str) -> None:
     stranger.dispose()
 
     assert result == all_dispatched(1)
-    assert retries(log) == [(1, 1, "database_error")]
+    # The page may be back before the stranger has woken up, and meet it once more.
+    repeated = retries(log)
+    assert repeated == [(1, attempt, "database_error") for attempt in range(1, len(repeated) + 1)] != []
     assert sent(engine) == [dispatched_on_d(mentor)]
     consistent(engine)
 
