@@ -9,7 +9,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import datetime
 from typing import Any, Literal
@@ -346,12 +346,7 @@ class Invocation:
                     with self._database.begin() as connection:
                         self._limit_closing(connection)
                         closed_here = ledger.close_invocation(
-                            connection,
-                            self.request,
-                            self.invocation_id,
-                            report,
-                            stuck_after=self._stuck_after,
-                            now=self._now(),
+                            connection, self.invocation_id, report, stuck_after=self._stuck_after, now=self._now()
                         )
                         if closed_here:
                             # Before the commit: a process that dies in between leaves a whole log and an open row, and
@@ -374,11 +369,20 @@ class Invocation:
             self.report = report
             if closed_here and not is_told:
                 self._tell(report)
+            if closed_here and self._is_in_ledger:
+                _note_cost(self._database, self.request, report, self._now())
             return report
 
     def _tell(self, report: Report) -> None:
         for event in report.closing_events():
             self._logger.emit(event)
+
+
+def _note_cost(database: Engine, request: RunRequest, report: Report, now: datetime) -> None:
+    """Note at the configuration what each scenario cost; a run is closed with or without that."""
+    with suppress(Exception), database.begin() as connection:
+        ledger.limit_statement_time(connection, _LAST_STATEMENT_SECONDS)
+        ledger.note_evaluations(connection, request, report.stats, now)
 
 
 CLOSED_BY_ANOTHER = ErrorInfo(ErrorType.EVALUATION_LOGIC, "the invocation was closed before its process had ended")
@@ -424,7 +428,7 @@ def close_dead_invocation(
             # A remote engine that shares the database has acted on pages whose rows the dead process could not write.
             beyond = ledger.notifications_of(connection, invocation_id).dispatched_beyond(stats)
             report = replace(report, stats=stats + beyond)
-        if not ledger.close_invocation(connection, request, invocation_id, report, stuck_after=None, now=now()):
+        if not ledger.close_invocation(connection, invocation_id, report, stuck_after=None, now=now()):
             return None
         # Before the commit, as in `Invocation`: whoever comes after a death in between finds the log whole.
         if RunStarted.name not in written:
@@ -437,6 +441,7 @@ def close_dead_invocation(
         for event in report.closing_events():
             if event.name not in written:
                 logger.emit(event)
+    _note_cost(database, request, report, now())
     return request, report
 
 

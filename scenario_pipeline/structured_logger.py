@@ -32,9 +32,12 @@ NO_DESCRIPTOR = -1
 # A write of at most PIPE_BUF bytes to a pipe is atomic (POSIX, write(2)); Linux' value, also below every log
 # collector's limit. Longer lines are cut by dropping values.
 MAX_LINE_BYTES = 4096
-# How long a reader that has stopped reading may hold up the run, once a stall: longer than a busy log collector
-# pauses, and short enough for a run to end within its time budget and the two seconds it has for closing.
+# How long readers may hold up a run: longer than a busy log collector pauses, and short enough for a run to end within
+# its time budget and the two seconds it has for closing. All waits come out of this; a reader who then takes a score of
+# lines without being waited for earns a twentieth of it back.
 STALL_SECONDS = 1.0
+EARNED_SECONDS = STALL_SECONDS / 20
+EARNED_BYTES = 8192
 MAX_TEXT = 500
 MAX_COMMON_TEXT = 128
 MAX_ITEMS = 64
@@ -72,7 +75,8 @@ class LineSink:
         self.fd = fd
         self.dropped = 0
         self._torn: set[tuple[int, int]] = set()
-        self._given_up_at: dict[tuple[int, int], float] = {}
+        # For each file that had no room once: how long it may still be waited for, and what it took since without that.
+        self._patience: dict[tuple[int, int], tuple[float, int]] = {}
         self._lock = threading.Lock()
         self._copy_to: int | None = None
         self._observer: Callable[[bytes], None] | None = None
@@ -85,6 +89,11 @@ class LineSink:
                     self._write(fd, line)
         if self._observer is not None:
             self._observer(line)
+
+    @property
+    def is_captured(self) -> bool:
+        """Whether lines also go to a second descriptor."""
+        return self._copy_to is not None
 
     @contextmanager
     def observed_by(self, observer: Callable[[bytes], None]) -> Iterator[None]:
@@ -125,7 +134,7 @@ class LineSink:
         # A full disk can leave half a line; without this the next one would be glued to it.
         try:
             data = b"\n" + line if self._torn and _file_of(fd) in self._torn else line
-            written = os.write(fd, data) if self._takes_a_line(fd) else 0
+            written = os.write(fd, data) if self._takes_a_line(fd, len(data)) else 0
         except (OSError, ValueError):  # closed, none, broken pipe, full disk: the batch goes on, the loss is reported
             self.dropped += 1
             return
@@ -137,7 +146,7 @@ class LineSink:
         elif self._torn:
             self._torn.discard(_file_of(fd))
 
-    def _takes_a_line(self, fd: int) -> bool:
+    def _takes_a_line(self, fd: int, size: int) -> bool:
         """Whether a write will not wait for a reader who may never come back; waits itself for a slow one.
 
         A full pipe would hold the run for ever, with the signals that could end it held back. `poll` calls a pipe
@@ -148,18 +157,22 @@ class LineSink:
             return True
         ready = select.poll()
         ready.register(fd, select.POLLOUT)
-        if not ready.poll(0):
-            # A terminal that a person has stopped goes on when the person says so.
-            if os.isatty(fd):
-                return True
-            # One deadline for the whole stall: hundreds of lines that each waited would add up to minutes.
-            now, file = time.monotonic(), _file_of(fd)
-            given_up_at = self._given_up_at.setdefault(file, now + STALL_SECONDS)
-            if not ready.poll(max(0.0, given_up_at - now) * 1000):
-                return False
-        if self._given_up_at:
-            self._given_up_at.pop(_file_of(fd), None)
-        return True
+        has_room = bool(ready.poll(0))
+        if has_room and not self._patience:
+            return True
+        # All waits are added up: a reader of one line a second would hold up hundreds of lines for minutes.
+        file = _file_of(fd)
+        seconds, taken = self._patience.get(file, (STALL_SECONDS, 0))
+        if has_room:
+            taken += size
+            if taken >= EARNED_BYTES:
+                seconds, taken = min(STALL_SECONDS, seconds + EARNED_SECONDS), 0
+        else:
+            began, taken = time.monotonic(), 0
+            has_room = bool(ready.poll(seconds * 1000))
+            seconds = max(0.0, seconds - (time.monotonic() - began))
+        self._patience[file] = (seconds, taken)
+        return has_room
 
 
 def _file_of(fd: int) -> tuple[int, int]:

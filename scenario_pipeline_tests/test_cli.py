@@ -84,6 +84,10 @@ class Installation:
 
     def block_notifications_of(self, mentor_id: str) -> psycopg.Connection[Any]:
         """Let the page of this mentor wait, until the returned connection is closed, when it writes to them."""
+        return self.block(f"INSERT ON scenario.scenario_notifications FOR EACH ROW WHEN (NEW.user_id = '{mentor_id}')")
+
+    def block(self, what: str) -> psycopg.Connection[Any]:
+        """Let whatever does this wait, as a trigger says it, until the returned connection is closed."""
         holder = psycopg.connect(self.url, autocommit=True)
         holder.execute("""
             CREATE OR REPLACE FUNCTION scenario.wait() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -91,10 +95,7 @@ class Installation:
                 PERFORM pg_advisory_xact_lock(4711);
                 RETURN NEW;
             END $$""")
-        holder.execute("DROP TRIGGER IF EXISTS wait ON scenario.scenario_notifications")
-        holder.execute(f"""
-            CREATE TRIGGER wait BEFORE INSERT ON scenario.scenario_notifications
-            FOR EACH ROW WHEN (NEW.user_id = '{mentor_id}') EXECUTE FUNCTION scenario.wait()""")
+        holder.execute(f"CREATE OR REPLACE TRIGGER wait BEFORE {what} EXECUTE FUNCTION scenario.wait()".encode())
         holder.execute("SELECT pg_advisory_lock(4711)")
         return holder
 
@@ -276,6 +277,36 @@ def test_a_terminated_run_closes_its_log_as_partial(
     assert completed["total_evaluated"] + partial["remaining_unprocessed_count"] == 1298
     assert "Traceback" not in stderr
     installation.check()
+
+
+@pytest.mark.parametrize("pages", [3, 20])
+def test_a_run_told_to_stop_has_its_whole_log_in_dagsters_capture(installation: Installation, pages: int) -> None:
+    """The web UI and the asset check read what was captured; between two steps, nothing is captured any more."""
+    process = installation.start("run", "--date", "2026-08-01", "--dispatch-mode", "live", "--page-size", "10")
+    with process:
+        world.wait_until(lambda: world.number_of_pages(installation.engine) >= pages, "some pages are committed")
+        process.send_signal(signal.SIGTERM)
+        stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 3, stderr
+    [captured] = installation.home.rglob("*.out")
+    assert captured.read_text() == stdout
+
+
+def test_dagsters_database_may_not_be_that_of_another_application(
+    installation: Installation, server: EmbeddedPostgres
+) -> None:
+    """Dagster's migrations would stumble over the other's: the run goes on without a record, and says why."""
+    name = f"another_{uuid.uuid4().hex}"
+    database.create_database(server.url("postgres"), name)
+    with psycopg.connect(server.url(name), autocommit=True) as connection:
+        connection.execute("CREATE TABLE alembic_version (version_num text); INSERT INTO alembic_version VALUES ('x')")
+    installation.dagster_url = server.url(name)
+    stdout, stderr = installation.command("run", "--date", "2026-08-01")
+    stranger_accepts(stdout)
+    assert stderr.splitlines()[0] == (
+        "Dagster's database holds the tables of another application: give Dagster a database of its own. "
+        "This run will not be seen in the web UI."
+    )
 
 
 def test_a_failed_run_ends_with_status_1_and_one_sentence(installation: Installation) -> None:
@@ -473,6 +504,8 @@ def test_a_database_of_a_newer_release_is_refused_with_the_right_advice(installa
 @pytest.mark.parametrize("command", [["db", "upgrade"], ["import", str(COMMUNITY)]])
 def test_what_the_scheduler_may_not_do_says_who_may(installation: Installation, command: list[str]) -> None:
     """The scheduler's URL is the one that is set; whoever upgrades needs another."""
+    with installation.engine.begin() as connection:
+        connection.execute(text("DELETE FROM scenario.scenario_evaluation_config"))
     _, stderr = installation.command(*command, status=1)
     [sentence] = stderr.splitlines()
     assert "SQLSTATE 42501" in sentence

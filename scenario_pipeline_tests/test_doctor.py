@@ -182,6 +182,12 @@ GRANTED = "scenario_scheduler"
             "REVOKE EXECUTE ON FUNCTION scenario.mentors_of(uuid[]) FROM PUBLIC",
         ),
         (
+            "ALTER FUNCTION scenario.mentors_of RESET row_security",
+            "roles",
+            "The function scenario.mentors_of(uuid[]) leaves out what a policy hides from its owner.",
+            "ALTER FUNCTION scenario.mentors_of(uuid[]) SET row_security = off",
+        ),
+        (
             "ALTER FUNCTION scenario.mentors_of RESET search_path",
             "roles",
             "The function scenario.mentors_of(uuid[]) acts with its owner's rights and does not pin its search_path.",
@@ -574,6 +580,20 @@ def test_dagsters_records_out_of_reach_or_not_to_be_made_are_found(
         "Dagster's database has no tables, and this role may not create them.",
         "ALTER DATABASE dagster OWNER TO scenario_scheduler",
     )
+
+
+def test_the_tables_of_another_application_are_not_dagsters(
+    examine: Examine, monkeypatch: pytest.MonkeyPatch, server: EmbeddedPostgres
+) -> None:
+    """Dagster's migrations would stumble over the other's."""
+    name = "another_application"
+    database.create_database(server.url("postgres"), name)
+    with psycopg.connect(server.url(name), autocommit=True) as connection:
+        connection.execute("CREATE TABLE alembic_version (version_num text)")
+    monkeypatch.setenv("SCENARIO_DAGSTER_DATABASE_URL", as_scheduler(server.url(name)))
+    [finding] = examine().wrong
+    assert (finding["check"], finding["status"]) == ("dagster_instance", "problem")
+    assert finding["finding"].startswith("Dagster's database holds the tables of another application")
 
 
 def test_a_daemon_that_fell_silent_is_found(

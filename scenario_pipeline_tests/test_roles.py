@@ -325,7 +325,8 @@ def test_an_upgrade_with_nothing_to_do_waits_for_nobody(engine: Engine) -> None:
     with engine.begin() as other:
         for table in (name for name in SOURCE | LEDGER if not name.startswith("source_")):
             other.execute(text(f"LOCK TABLE scenario.{table} IN ROW EXCLUSIVE MODE"))
-        # A table that it waited for would end it after ten seconds.
+        other.execute(text("UPDATE scenario.scenario_evaluation_config SET enabled = enabled"))
+        # What it waited for would end it after ten seconds.
         upgrade(engine)
 
 
@@ -356,6 +357,17 @@ def test_a_policy_that_holds_for_the_owner_as_well_is_a_failure_too(engine: Engi
     held_back.dispose()
     assert (report.status, report.remaining) == ("failed", 10)
     assert "query would be affected by row-level security policy" in log.entries[-2]["error_message"]
+
+
+def test_a_function_that_could_leave_out_rows_is_refused(engine: Engine, database_url: str) -> None:
+    """Whoever changes it opens the way to an empty run that nobody notices."""
+    ten_mentors(engine)
+    with engine.begin() as connection:
+        connection.execute(text("ALTER FUNCTION scenario.active_mentors SET row_security = on"))
+    held_back = database.connect(as_scheduler(database_url, "functions"))
+    sentence = "the function scenario.active_mentors has row_security on: run scenario-pipeline doctor"
+    assert failed_run(held_back) == sentence
+    held_back.dispose()
 
 
 def test_a_function_of_another_release_is_refused_before_anything_is_evaluated(

@@ -12,7 +12,6 @@ import select
 import socket
 import subprocess
 import sys
-import termios
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -720,21 +719,26 @@ def test_a_slow_reader_loses_nothing_not_even_after_a_stall(target: Callable[[],
         assert (len(seen), logger.sink.dropped) == (1000, 1)
 
 
-def test_a_terminal_that_a_person_has_stopped_is_waited_for() -> None:
-    """Ctrl-S means "let me read this", not "I need no more of it"."""
-    reader, terminal = os.openpty()
-    logger = StructuredLogger(LineSink(terminal), context=CONTEXT)
-    termios.tcflow(terminal, termios.TCOOFF)
-    thread = threading.Thread(target=logger.emit, args=(COMPLETED,))
-    thread.start()
-    thread.join(1.5 * STALL_SECONDS)
-    still_waits = thread.is_alive()
-    termios.tcflow(terminal, termios.TCOON)
-    thread.join()
-    (line,) = drained(reader)
-    for fd in (reader, terminal):
-        os.close(fd)
-    assert (still_waits, parse(line.replace(b"\r", b""))["event"], logger.sink.dropped) == (True, COMPLETED.name, 0)
+def test_a_reader_of_a_line_now_and_then_holds_a_run_up_no_longer_than_one_who_reads_nothing() -> None:
+    """A second for each of a hundred lines was a minute and a half, with SIGTERM held back."""
+    with unread_pipe() as (writer, reader), ExitStack() as stack:
+        logger = StructuredLogger(LineSink(writer), context=CONTEXT)
+        stop = threading.Event()
+
+        def read_a_little() -> None:
+            while not stop.wait(0.3):
+                os.read(reader, 4096)
+
+        thread = threading.Thread(target=read_a_little)
+        thread.start()
+        stack.callback(thread.join)
+        stack.callback(stop.set)
+        began = time.monotonic()
+        while not logger.sink.dropped:
+            logger.emit(MENTOR_ERROR)
+        for _ in range(100):
+            logger.emit(MENTOR_ERROR)
+        assert time.monotonic() - began < 2 * STALL_SECONDS
 
 
 def test_a_process_started_without_stdout_never_writes_into_a_file_that_took_its_number(tmp_path: Path) -> None:

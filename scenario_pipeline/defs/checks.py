@@ -30,7 +30,7 @@ from scenario_pipeline.structured_logger import utc_now
 # What is shown of many disagreements: the first ones say where to look.
 MAX_SHOWN = 20
 # A run is over when its last step makes the checks: a lock that a migration holds for minutes must not keep it.
-CHECK_SECONDS = 3.0
+CHECK_SECONDS = 1.0
 
 
 def events_match_ledger_result(

@@ -37,6 +37,8 @@ DAEMON_SILENCE_SECONDS = 300
 # How long a run waits for Dagster's database when it is out of reach, once an outage.
 OUTAGE_SECONDS = 10.0
 RECONNECT_SECONDS = 0.2
+# Once it was waited for in vain, how long nobody tries again.
+RETRY_SECONDS = 5.0
 CONNECT_SECONDS = 5
 _OUT_OF_REACH = ErrorInfo(ErrorType.NETWORK, "the connection to Dagster's database was refused or lost")
 
@@ -52,6 +54,7 @@ class Patience:
     def __init__(self) -> None:
         self._until: float | None = None
         self._lost_since: float | None = None
+        self._given_up_at = 0.0
 
     def begin_run(self, time_budget_seconds: float) -> None:
         """Wait for nothing beyond this time budget, which begins now."""
@@ -67,21 +70,34 @@ class Patience:
         if self._until is None:
             return dialect.connect(*arguments, **parameters)
         while True:
+            now = time.monotonic()
+            patience = OUTAGE_SECONDS if self._lost_since is None else self._lost_since + OUTAGE_SECONDS - now
+            patience = min(patience, self._until - now)
+            if self._lost_since is not None and patience <= 0 and now < self._given_up_at + RETRY_SECONDS:
+                raise SystemicError(_OUT_OF_REACH)
             try:
-                connection = dialect.connect(*arguments, **({"connect_timeout": CONNECT_SECONDS} | parameters))
+                # A frozen server answers nothing, and each attempt takes all it may; two seconds is libpq's least.
+                seconds = min(max(patience, 2), CONNECT_SECONDS)
+                connection = dialect.connect(*arguments, **({"connect_timeout": int(seconds)} | parameters))
             except dialect.loaded_dbapi.OperationalError:
-                now = time.monotonic()
                 self._lost_since = self._lost_since or now
             else:
                 self._lost_since = None
                 return connection
+            now = time.monotonic()
             if now >= min(self._until, self._lost_since + OUTAGE_SECONDS):
+                self._given_up_at = now
                 raise SystemicError(_OUT_OF_REACH)
             time.sleep(RECONNECT_SECONDS)
 
 
 # Process-wide, as a run is.
 PATIENCE = Patience()
+
+
+# Alembic's table without Dagster's: its migrations would stumble over those of another application.
+_IS_ANOTHERS = "SELECT to_regclass('alembic_version') IS NOT NULL AND to_regclass('runs') IS NULL"
+_ANOTHERS = "Dagster's database holds the tables of another application: give Dagster a database of its own."
 
 
 class InstanceStorage(DagsterPostgresStorage):
@@ -109,8 +125,10 @@ class InstanceStorage(DagsterPostgresStorage):
             if settings.dagster_database_url is None and not urls.embedded:
                 database.create_database(urls.scenario, "dagster")
             # Asked here once: dagster-postgres would repeat for seconds what is answered at once.
-            with psycopg.connect(database.plain_url(urls.dagster), connect_timeout=5):
-                pass
+            with psycopg.connect(database.plain_url(urls.dagster), connect_timeout=5) as connection:
+                is_anothers = connection.execute(_IS_ANOTHERS).fetchone() == (True,)
+            if is_anothers:
+                raise UserError(_ANOTHERS, exit_status=1)
             return cls(postgres_url=url, inst_data=inst_data)
         except (psycopg.Error, SQLAlchemyError, DagsterPostgresException) as exc:
             reason = classify(exc).error_message
@@ -188,22 +206,45 @@ def sink_of_dead_run(instance: DagsterInstance, run_id: str) -> Iterator[LineSin
     So the web UI shows the whole log of a run whose process died, if this machine holds its files.
     """
     sink = LineSink(STDOUT_SINK.fd)
-    log_keys, manager = _log_keys(instance, run_id), instance.compute_log_manager
-    if not log_keys or not isinstance(manager, LocalComputeLogManager):
+    with _added_to_captured(instance, run_id, sink):
         yield sink
+
+
+@contextmanager
+def captured_to_the_end(instance: DagsterInstance | None, run_id: str) -> Iterator[None]:
+    """Let what this process writes now stand in what was captured of its run, too, if no step is being captured.
+
+    A run that is stopped between two steps is closed when Dagster has let go of its stdout.
+    """
+    if instance is None or STDOUT_SINK.is_captured:
+        yield
+        return
+    with _added_to_captured(instance, run_id, STDOUT_SINK):
+        yield
+
+
+@contextmanager
+def _added_to_captured(instance: DagsterInstance, run_id: str, sink: LineSink) -> Iterator[None]:
+    """Let `sink` also write to the end of what was captured of a run, if this machine holds its files."""
+    try:
+        log_keys, manager = _log_keys(instance, run_id), instance.compute_log_manager
+    except Exception:  # noqa: BLE001 - without Dagster's records nobody knows which file it is
+        log_keys = []
+    if not log_keys or not isinstance(manager, LocalComputeLogManager):
+        yield
         return
     path = manager.get_captured_local_path(log_keys[-1], IO_TYPE_EXTENSION[ComputeIOType.STDOUT])
     try:
         fd = os.open(path, os.O_RDWR | os.O_APPEND)
     except OSError:  # another machine's
-        yield sink
+        yield
         return
     try:
         size = os.fstat(fd).st_size
         if size and os.pread(fd, 1, size - 1) != b"\n":
             os.write(fd, b"\n")
         with sink.copied_to(fd):
-            yield sink
+            yield
     finally:
         os.close(fd)
 
@@ -273,6 +314,8 @@ def _instance_finding(name: str, engine: Engine, settings: Settings) -> Finding:
     with engine.connect() as connection, connection.begin():
         connection.execute(text("SET TRANSACTION READ ONLY"))
         ledger.limit_statement_time(connection, STATEMENT_SECONDS)
+        if connection.execute(text(_IS_ANOTHERS)).scalar_one():
+            return Finding(name, Status.PROBLEM, _ANOTHERS, "CREATE DATABASE dagster OWNER scenario_scheduler")
         has_tables, may_create = connection.execute(
             text(
                 "SELECT to_regclass('runs') IS NOT NULL, "

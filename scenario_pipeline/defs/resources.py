@@ -12,7 +12,7 @@ from dagster import ConfigurableResource, DagsterExecutionInterruptedError, Init
 from pydantic import PrivateAttr
 from sqlalchemy import Engine
 
-from scenario_pipeline.defs.instance import PATIENCE
+from scenario_pipeline.defs.instance import PATIENCE, captured_to_the_end
 from scenario_pipeline.defs.run_metadata import run_tags
 from scenario_pipeline.engines import TriggerEngine
 from scenario_pipeline.engines.http import HttpTriggerEngine
@@ -53,10 +53,12 @@ class SchedulerResource(ConfigurableResource["SchedulerResource"]):
         try:
             yield self
         finally:
-            if self._invocation is not None and self._runs_all_steps:
+            invocation = self._invocation
+            if invocation is not None and invocation.report is None and self._runs_all_steps:
                 exc = sys.exc_info()[1]
                 stopped = isinstance(exc, DagsterExecutionInterruptedError | KeyboardInterrupt)
-                self._invocation.abandon(None if stopped else _why(exc))
+                with captured_to_the_end(context.instance, invocation.invocation_id):
+                    invocation.abandon(None if stopped else _why(exc))
             self._tag_run(context)
             self._resources.close()
 

@@ -107,7 +107,8 @@ def _open_functions(look: Look) -> Iterator[Finding]:
             "SELECT p.oid::regprocedure::text AS name, rolname AS owner, "
             "rolsuper OR rolcreaterole AS is_administrators, "
             "has_function_privilege('public', p.oid, 'EXECUTE') AS is_open, "
-            "coalesce(array_to_string(proconfig, ',') LIKE '%search_path=%', false) AS is_pinned "
+            "coalesce(array_to_string(proconfig, ',') LIKE '%search_path=%', false) AS is_pinned, "
+            "coalesce('row_security=off' = ANY (proconfig), false) AS hides_nothing "
             "FROM pg_proc p JOIN pg_roles r ON r.oid = proowner "
             "WHERE pronamespace = to_regnamespace(:schema) AND prosecdef ORDER BY 1"
         ),
@@ -123,6 +124,10 @@ def _open_functions(look: Look) -> Iterator[Finding]:
         if not row.is_pinned:
             sentence = f"The function {row.name} acts with its owner's rights and does not pin its search_path."
             remedy = f"ALTER FUNCTION {row.name} SET search_path = pg_catalog, pg_temp"
+            yield Finding("roles", Status.PROBLEM, sentence, remedy)
+        if not row.hides_nothing:
+            sentence = f"The function {row.name} leaves out what a policy hides from its owner."
+            remedy = f"ALTER FUNCTION {row.name} SET row_security = off"
             yield Finding("roles", Status.PROBLEM, sentence, remedy)
     if look.access is Access.FUNCTIONS:
         for sentence, remedy in unfit_functions(look.connection, list(registry())):

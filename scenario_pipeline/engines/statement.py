@@ -366,3 +366,4 @@ def check_source(connection: Connection, scenario_types: Sequence[str]) -> None:
     if source.access_of(connection) is Access.FUNCTIONS:
         for sentence, remedy in unfit_functions(connection, scenario_types):
             raise SystemicError(ErrorInfo(ErrorType.DATABASE, f"{sentence}: run {remedy}"))
+        source.check_functions(connection)

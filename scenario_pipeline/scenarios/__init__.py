@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import entry_points
 
-from sqlalchemy import ColumnElement, Connection, FromClause, Select
+from sqlalchemy import ColumnElement, Connection, FromClause, Select, select
 from sqlalchemy.dialects.postgresql import insert
 
 from scenario_pipeline.errors import ErrorInfo, ErrorType, SystemicError, UserError
@@ -99,8 +99,12 @@ def select_scenarios(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def insert_default_configuration(connection: Connection, scenarios: Iterable[Scenario]) -> None:
-    """Give each scenario its default configuration row unless it has one."""
+    """Give each scenario its default configuration row unless it has one; a row that is there is not touched."""
+    table = scenario_evaluation_config
+    present = set(connection.execute(select(table.c.scenario_type).where(table.c.organisation_id.is_(None))).scalars())
     for scenario in scenarios:
+        if scenario.scenario_type in present:
+            continue
         connection.execute(
             insert(scenario_evaluation_config)
             .values(

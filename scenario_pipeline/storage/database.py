@@ -84,8 +84,12 @@ def create_database(server_url: str, database: str) -> None:
 def plain_url(url: str, database: str | None = None) -> str:
     """Return `url` as libpq wants it, without a driver's name; with another database where one is named."""
     # Edited as text: taken apart and put together again, encoded spaces and plus signs do not survive.
-    parts = urlsplit(url)
-    return parts._replace(scheme="postgresql", path=parts.path if database is None else f"/{database}").geturl()
+    parts = urlsplit(url)._replace(scheme="postgresql")
+    if database is None:
+        return parts.geturl()
+    # A parameter of this name would win over the path.
+    options = "&".join(option for option in parts.query.split("&") if not option.startswith("dbname="))
+    return parts._replace(path=f"/{database}", query=options).geturl()
 
 
 def driver_url(url: str, driver: str) -> str:

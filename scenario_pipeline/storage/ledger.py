@@ -389,18 +389,16 @@ def _errors_of(row: Any) -> tuple[MentorError, ...]:
 
 def close_invocation(
     connection: Connection,
-    request: RunRequest,
     invocation_id: str,
     report: Report,
     *,
     stuck_after: str | None,
     now: datetime,
 ) -> bool:
-    """Write how the invocation ended, unless it is closed already, and what each scenario cost.
+    """Write how the invocation ended, unless it is closed already.
 
     Args:
         connection: inside a transaction.
-        request: what the invocation was to do.
         invocation_id: which invocation.
         report: its totals.
         stuck_after: the last mentor of the page that a whole budget could not finish, which goes to the end of the
@@ -426,15 +424,13 @@ def close_invocation(
         )
         .returning(runs.c.invocation_id)
     )
-    closed = connection.execute(statement).scalar_one_or_none() is not None
-    if closed:
-        _note_evaluations(connection, request, report.stats, now)
-    return closed
+    return connection.execute(statement).scalar_one_or_none() is not None
 
 
-def _note_evaluations(connection: Connection, request: RunRequest, stats: BatchStats, now: datetime) -> None:
+def note_evaluations(connection: Connection, request: RunRequest, stats: BatchStats, now: datetime) -> None:
     """Write `last_evaluated_count` and `last_evaluated_at` to the configuration rows that took part.
 
+    In a transaction of its own: whoever has locked a row of the configuration must not keep a run from being closed.
     The rows are locked in key order first, so that runs that end together do not deadlock.
     """
     table = scenario_evaluation_config

@@ -113,6 +113,22 @@ def check_views(connection: Connection) -> None:
         raise SystemicError(ErrorInfo(ErrorType.DATABASE, f"{sentence}: define the view again"))
 
 
+def check_functions(connection: Connection) -> None:
+    """Refuse functions that would leave out what a policy hides from their owner.
+
+    Raises:
+        SystemicError: with a sentence that names the first one.
+    """
+    statement = text(
+        "SELECT proname FROM pg_proc WHERE pronamespace = to_regnamespace(:schema) AND prosecdef "
+        "AND NOT coalesce('row_security=off' = ANY (proconfig), false) ORDER BY 1 LIMIT 1"
+    )
+    name = connection.execute(statement, {"schema": SCHEMA}).scalar_one_or_none()
+    if name is not None:
+        sentence = f"the function {SCHEMA}.{name} has row_security on: run scenario-pipeline doctor"
+        raise SystemicError(ErrorInfo(ErrorType.DATABASE, sentence))
+
+
 def reads_bundled_tables(connection: Connection) -> bool:
     """Whether all four views read the tables that come with the project, and nothing else."""
     statement = text(

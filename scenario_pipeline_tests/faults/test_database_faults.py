@@ -94,6 +94,16 @@ def test_a_table_locked_by_a_migration_costs_the_time_budget_and_no_more(
     installation.judge(evidence)
 
 
+def test_a_configuration_that_somebody_is_editing_keeps_no_run_from_ending(installation: FaultyInstallation) -> None:
+    """An administrator's open transaction once failed every run that had evaluated everybody."""
+    with psycopg.connect(installation.url) as administrator:
+        administrator.execute("UPDATE scenario.scenario_evaluation_config SET enabled = enabled")
+        with installation.running() as run:
+            evidence = run.end()
+    assert json.loads(evidence.log.splitlines()[-1])["completed"] is True
+    installation.judge(evidence)
+
+
 def test_a_ledger_locked_by_a_migration_keeps_a_run_from_beginning_for_its_budget(
     installation: FaultyInstallation,
 ) -> None:

@@ -16,14 +16,15 @@ from scenario_pipeline_tests.faults.installation import FaultyInstallation
 pytestmark = pytest.mark.faults
 
 CLOSING = "it closes its invocation"
-# What the run waits for at that moment: the notification of a mentor, or a lock that this statement takes.
+# What the run waits for at that moment: the notification of a mentor, a lock that this statement takes, or what a
+# trigger would be called for.
 MOMENTS: dict[str, int | str] = {
     "it opens its invocation": "LOCK TABLE scenario.scheduler_runs IN ACCESS EXCLUSIVE MODE",
     "it reads the list of mentors": "LOCK TABLE scenario.peer_mentors IN ACCESS EXCLUSIVE MODE",
     "the first page is in hand": 1,
     "a page with a poison mentor is in hand": small_world.IN_THE_MIDDLE,
     "the last page is in hand": 25,
-    CLOSING: "SELECT 1 FROM scenario.scenario_evaluation_config FOR UPDATE",
+    CLOSING: "UPDATE ON scenario.scheduler_runs FOR EACH ROW WHEN (NEW.status <> 'running')",
 }
 
 
@@ -33,6 +34,9 @@ def waiting_at(installation: FaultyInstallation, moment: str) -> Iterator[None]:
     at = MOMENTS[moment]
     if isinstance(at, int):
         with installation.block_notifications_of(world.mentor_id(at)):
+            yield
+    elif moment == CLOSING:
+        with installation.block(at):
             yield
     else:
         with installation.engine.connect() as holder:
