@@ -94,9 +94,11 @@ class Patience:
 # Process-wide, as a run is.
 PATIENCE = Patience()
 
-
-# Alembic's table without Dagster's: its migrations would stumble over those of another application.
-_IS_ANOTHERS = "SELECT to_regclass('alembic_version') IS NOT NULL AND to_regclass('runs') IS NULL"
+# Alembic's table without Dagster's: its migrations would stumble over those of another application. Dagster makes its
+# tables first, so a database that is just being made is not taken for that.
+_IS_ANOTHERS = """
+    SELECT to_regclass('alembic_version') IS NOT NULL
+        AND to_regclass('runs') IS NULL AND to_regclass('event_logs') IS NULL"""
 _ANOTHERS = "Dagster's database holds the tables of another application: give Dagster a database of its own."
 
 
