@@ -8,6 +8,7 @@ from sqlalchemy import Table
 
 from scenario_pipeline.settings import Settings
 from scenario_pipeline.storage import tables
+from scenario_pipeline.storage.roles import PERSONAL_COLUMNS
 
 EVALUATIONS = AssetKey("mentor_scenario_evaluations")
 NOTIFICATIONS = AssetKey("scenario_notifications")
@@ -20,7 +21,6 @@ partitions = DailyPartitionsDefinition(
     start_date=FIRST_PARTITION, timezone=Settings.from_environment().timezone.key, end_offset=1
 )
 
-_PERSONAL = {"full_name", "email", "phone"}
 _SOURCES = (
     (tables.organisations, "Organisations, each with its time zone."),
     (tables.peer_mentors, "Volunteers. An evaluation takes the active ones, and never reads their personal columns."),
@@ -35,7 +35,7 @@ def _table_metadata(table: Table) -> dict[str, object]:
         TableColumn(
             column.name,
             str(column.type).lower(),
-            description="Personal: never read by an evaluation." if column.name in _PERSONAL else None,
+            description="Personal: never read by an evaluation." if column.name in PERSONAL_COLUMNS else None,
         )
         for column in table.columns
     ]

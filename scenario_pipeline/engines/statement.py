@@ -297,6 +297,18 @@ def _function_body(name: str) -> str | None:
     return None if _PERSONAL.search(str(compiled)) else f"\n{compiled}\n"
 
 
+def _signature(name: str) -> str:
+    """Return a scenario's function with the types of its arguments."""
+    return f"{function_name(name)}(uuid[], date)"
+
+
+def _present_body(connection: Connection, name: str) -> str | None:
+    """Return what a scenario's function in this database consists of, or None if there is none."""
+    statement = text("SELECT prosrc FROM pg_proc WHERE oid = to_regprocedure(:function)")
+    body: str | None = connection.execute(statement, {"function": f"{SCHEMA}.{_signature(name)}"}).scalar_one_or_none()
+    return body
+
+
 def replace_functions(connection: Connection) -> list[str]:
     """Make the functions of all installed scenarios anew; the current role owns the schema.
 
@@ -305,14 +317,13 @@ def replace_functions(connection: Connection) -> list[str]:
     """
     # Like the select in a run, a function may name what is not there yet: that is for the run to report.
     connection.execute(text("SET LOCAL check_function_bodies = off"))
-    present = text("SELECT prosrc FROM pg_proc WHERE oid = to_regprocedure(:function)")
     made = []
     for name in registry():
-        body, function = _function_body(name), f"{function_name(name)}(uuid[], date)"
+        body = _function_body(name)
         if body is None:
             continue
-        made.append(function)
-        if connection.execute(present, {"function": f"{SCHEMA}.{function}"}).scalar_one_or_none() == body:
+        made.append(_signature(name))
+        if _present_body(connection, name) == body:
             continue
         statement = (
             f"CREATE OR REPLACE FUNCTION {SCHEMA}.{function_name(name)}(mentor_ids uuid[], evaluation_date date) "
@@ -327,14 +338,12 @@ def replace_functions(connection: Connection) -> list[str]:
 
 def unfit_functions(connection: Connection, scenario_types: Sequence[str]) -> Iterator[tuple[str, str]]:
     """Yield a sentence and its remedy for each scenario whose function is not what this code would make."""
-    statement = text("SELECT prosrc FROM pg_proc WHERE oid = to_regprocedure(:function)")
     for name in scenario_types:
         body = _function_body(name)
         if body is None:
             yield f"the scenario {name} cannot be a function", f"ALTER ROLE {SCHEDULER} BYPASSRLS"
             continue
-        function = f"{SCHEMA}.{function_name(name)}(uuid[], date)"
-        if connection.execute(statement, {"function": function}).scalar_one_or_none() != body:
+        if _present_body(connection, name) != body:
             yield f"the function of the scenario {name} is not this release's", UPGRADE_COMMAND
 
 

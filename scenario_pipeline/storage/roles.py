@@ -23,18 +23,16 @@ VERSION_TABLE = "alembic_version"
 SOURCE_TABLES = ("organisations", "peer_mentors", "mentor_activities", "mentor_certifications")
 # What is evaluated, as it comes with the project; a user may put other tables behind the views.
 SOURCE = frozenset({*SOURCE_TABLES, *(view.name for view in source_metadata.tables.values())})
-# Made with the owner's rights, and so closed to everybody who is not named.
-DEFINER_FUNCTIONS = (
+# They act with the owner's rights, and so are closed to everybody who is not named. `request_scheduler_run` is too, but
+# who asks for runs is a clock's role, which the installation chooses.
+SCHEDULERS_FUNCTIONS = (
     "active_mentors(date, uuid[])",
     "activities_plan()",
     "mentors_of(uuid[])",
     "mentors_summary()",
     "organisations_of(uuid[])",
     "remove_old_replies(interval, int)",
-    "request_scheduler_run(date, text[], uuid[], text)",
 )
-# Who asks for runs is a clock's role, which the installation chooses.
-SCHEDULERS_FUNCTIONS = DEFINER_FUNCTIONS[:-1]
 
 
 @dataclass(frozen=True)
