@@ -1,4 +1,4 @@
-"""Fails if docs/licences.md is not what is locked and installed, or a licence in it is not acceptable.
+"""Fails if docs/reference/licences.md is not what is locked and installed, or a licence in it is not acceptable.
 
 `.venv/bin/python .ci/licences.py --write` makes its table anew. The licences are those that pip-licenses reads from the
 metadata of the installed packages. What no requirement marker allows here (Windows' packages, say) is not installed:
@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parent.parent
-PAGE = PROJECT / "docs" / "licences.md"
+PAGE = PROJECT / "docs" / "reference" / "licences.md"
 HEADER = "| name | version | licence | used by | only where |\n|---|---|---|---|---|\n"
-LOCKS = {"runtime": "running", "test": "tests", "lint": "CI"}
+LOCKS = {"runtime": "running", "test": "tests", "lint": "CI", "docs": "docs"}
 PIN = re.compile(r"^([a-z0-9.-]+)(?:\[[^]]*])?==([^ ]+)(?: ; ([^\\]*))? \\$", re.M)
 
 
@@ -48,7 +48,7 @@ def canonical(name: str) -> str:
 
 
 def locked() -> list[Pin]:
-    """Every release of the three locks, by name."""
+    """Every release of the locks, by name."""
     found: dict[str, Pin] = {}
     for lock, purpose in LOCKS.items():
         text = (PROJECT / "requirements" / f"{lock}.lock").read_text(encoding="utf-8")
@@ -84,7 +84,7 @@ def main(write: bool) -> int:
         release = pin.name, pin.version
         licence = here.get(release) or (by_hand.get(release) if pin.marker else None)
         if licence is None:
-            remedy = f"write its row by hand: {pin.row('...').strip()}" if pin.marker else "install the three locks"
+            remedy = f"write its row by hand: {pin.row('...').strip()}" if pin.marker else "install all locks"
             wrong.append(f"{pin.name} {pin.version} is not installed: {remedy}")
         elif not acceptable(licence, accepted):
             wrong.append(f"{pin.name} {pin.version}: its licence {licence!r} is not under Acceptable in {PAGE.name}")

@@ -1,6 +1,6 @@
-"""The deployment guide's blocks, and an installation made by them.
+"""The guides' blocks, and an installation made by them.
 
-Belongs here: finding a block on the page, and putting a test's own places in the place of the page's. Does not belong
+Belongs here: finding a block on a page, and putting a test's own places in the place of the page's. Does not belong
 here: what a block must bring about.
 """
 
@@ -10,6 +10,7 @@ import os
 import re
 import subprocess
 import sys
+import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,29 +23,34 @@ from scenario_pipeline.storage.embedded import EmbeddedPostgres, _binaries
 from scenario_pipeline.storage.roles import OWNER, ROLES_FILE, SCHEDULER
 
 PROJECT = Path(__file__).resolve().parent.parent
-PAGE = (PROJECT / "docs" / "deploy.md").read_text(encoding="utf-8")
+DOCS = PROJECT / "docs"
 # What is looked for in logs, between signs that a URL must encode.
 PASSWORD_CORE = "kanari-of-the-guide"
 PASSWORD = f"a+b c%d@/{PASSWORD_CORE}:#?"
 ENCODED = quote(PASSWORD, safe="")
 
 
-def section(title: str) -> str:
-    """Return a section of the page."""
-    found = re.search(rf"^## {re.escape(title)}$(.*?)(?=^## |\Z)", PAGE, flags=re.M | re.S)
-    assert found, f"the page has no section {title}"
+def page(where: str) -> str:
+    """Return a page of the docs, or with `name#Title` one section of it: `how-to/install`, `reference/doctor`."""
+    name, _, title = where.partition("#")
+    text = (DOCS / f"{name}.md").read_text(encoding="utf-8")
+    if not title:
+        return text
+    found = re.search(rf"^## {re.escape(title)}$(.*?)(?=^## |\Z)", text, flags=re.M | re.S)
+    assert found, f"docs/{name}.md has no section {title}"
     return found[1]
 
 
-def blocks(title: str, language: str) -> list[str]:
-    """Return the blocks of a section in a language."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", section(title), flags=re.M | re.S)
+def blocks(where: str, language: str) -> list[str]:
+    """Return the blocks of a page or section in a language, those inside a list included."""
+    found = re.findall(rf"^( *)```{language}\n(.*?)^\1```$", page(where), flags=re.M | re.S)
+    return [textwrap.dedent(block) for _, block in found]
 
 
-def sql(title: str, role: str) -> list[str]:
-    """Return the blocks of a section that say `-- as` this role."""
-    found = [block for block in blocks(title, "sql") if re.match(rf"-- as {role}\b", block)]
-    assert found, f"{title} has nothing for {role}"
+def sql(where: str, role: str) -> list[str]:
+    """Return the blocks of a page or section that say `-- as` this role."""
+    found = [block for block in blocks(where, "sql") if re.match(rf"-- as {role}\b", block)]
+    assert found, f"{where} has nothing for {role}"
     return found
 
 
@@ -63,7 +69,7 @@ def execute(url: str, block: str) -> list[Any]:
 
 @dataclass
 class Deployment:
-    """An installation as the page makes one: a server, two files of variables, and folders in place of the page's.
+    """An installation as the guides make one: a server, two files of variables, and folders in place of the page's.
 
     Attributes:
         port: of the server.
@@ -128,7 +134,7 @@ class Deployment:
 
     def write_files(self) -> None:
         """Write the two files of variables, and the passwords that psql and pg_dump look up."""
-        [variables] = re.findall(r"^```sh\n(# /etc/scenario/scheduler\.env\n.*?)^```$", PAGE, flags=re.M | re.S)
+        variables = next(b for b in blocks("how-to/install", "sh") if b.startswith("# /etc/scenario/scheduler.env"))
         scheduler = self.here(variables).replace("PASSWORD", ENCODED)
         for name in ("etc", "log"):
             (self.folder / name).mkdir(parents=True)
@@ -142,14 +148,14 @@ class Deployment:
 
 
 def deploy(server: EmbeddedPostgres, folder: Path, administrator: str, rights: str) -> Deployment:
-    """Follow the page on an empty server as an administrator with these rights, up to the first run."""
+    """Follow the guide on an empty server as an administrator with these rights, up to the first run."""
     url = server.url("postgres")
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute(f"CREATE ROLE {administrator} LOGIN {rights} PASSWORD '{PASSWORD}'".encode())
     deployment = Deployment(url.rsplit(":", 1)[1].split("/")[0], folder)
     execute(deployment.url(administrator, "postgres"), "CREATE DATABASE scenario")
     make_roles(deployment, administrator)
-    [logins] = sql("Roles", "the administrator")
+    [logins] = sql("how-to/install#Roles", "the administrator")
     execute(
         deployment.url(administrator), logins.replace("PASSWORD '", f"PASSWORD '{PASSWORD}").replace("PASSWORD'", "'")
     )
@@ -159,7 +165,7 @@ def deploy(server: EmbeddedPostgres, folder: Path, administrator: str, rights: s
 
 def make_roles(deployment: Deployment, administrator: str) -> None:
     """Run the file of roles in the database of a deployment, as psql would."""
-    [command] = [block for block in blocks("Roles", "sh") if block.startswith("psql")]
+    [command] = [block for block in blocks("how-to/install#Roles", "sh") if block.startswith("psql")]
     assert f"-f {ROLES_FILE}" in deployment.here(command)
     with psycopg.connect(deployment.url(administrator), autocommit=True) as connection:
         connection.execute(ROLES_FILE.read_bytes())

@@ -1,4 +1,4 @@
-"""The deployment guide's retention: months of runs, then the same weeks with it and without it."""
+"""The retention guide: months of runs, then the same weeks with it and without it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from scenario_pipeline_tests.conftest import copied_database
 from scenario_pipeline_tests.deployment import sql
 from scenario_pipeline_tests.world import DAY, D, Mentor, Notification
 
-[RETENTION, _SCHEDULED] = sql("Retention", "scenario_owner")
+[RETENTION, _SCHEDULED] = sql("how-to/retention", "scenario_owner")
 # The history is shorter than a year, and so is what is kept of it.
 KEPT, LOOKBACK = 30, 45
 START, END, LATER = D - 150 * DAY, D, D + 40 * DAY

@@ -21,7 +21,7 @@ from scenario_pipeline.storage.source import Access
 STATEMENT_SECONDS = 5.0
 # A finding takes seconds at most; a server that says nothing for so long says nothing at all.
 SILENCE_SECONDS = 20.0
-YOUR_OWN_TABLES = "define the view as docs/deploy.md (Your own tables) shows"
+YOUR_OWN_TABLES = "define the view as docs/how-to/your-own-tables.md shows"
 
 
 class Status(StrEnum):

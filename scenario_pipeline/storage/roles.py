@@ -1,4 +1,4 @@
-"""The roles of an installation and what each may do (contract section 2; docs/deploy.md).
+"""The roles of an installation and what each may do (contract section 2; docs/how-to/install.md).
 
 Belongs here: the grants, told once for whoever gives them and whoever looks whether they are there. Does not belong
 here: making the roles, which is `roles.sql`'s, since an administrator may have to run it.

@@ -5,7 +5,7 @@
 --
 --     psql -v ON_ERROR_STOP=1 -f scenario_pipeline/storage/roles.sql postgresql://administrator@host/database
 --
--- What each role may do is granted by `db upgrade`, run as scenario_owner. None can log in yet; see docs/deploy.md:
+-- What each role may do is granted by `db upgrade`, run as scenario_owner. None can log in yet; see docs/how-to/install.md:
 --
 --     ALTER ROLE scenario_scheduler LOGIN PASSWORD '...';
 --

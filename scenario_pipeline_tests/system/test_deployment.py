@@ -1,4 +1,4 @@
-"""The deployment guide's services: its units, its proxy and its clock, as they stand on the page.
+"""The guides' services: the units, the proxy and the clock, as they stand on the pages.
 
 Also here, because they need services: canaries in what a web server and a daemon show, print and keep.
 """
@@ -33,7 +33,6 @@ from scenario_pipeline.storage.roles import OWNER, SCHEDULER
 from scenario_pipeline_tests import world
 from scenario_pipeline_tests.canaries import Canary, Found, files_below, leaks, process_titles, sessions_of, tables_of
 from scenario_pipeline_tests.deployment import (
-    PAGE,
     PASSWORD,
     PASSWORD_CORE,
     PROJECT,
@@ -41,14 +40,13 @@ from scenario_pipeline_tests.deployment import (
     blocks,
     deploy,
     execute,
-    section,
+    page,
     sql,
 )
 from scenario_pipeline_tests.system.conftest import Api, Up, free_port, wait_until
 
 pytestmark = pytest.mark.system
 
-PROXY = "Web server behind an authenticating proxy"
 USER, LOGIN = "alice", "the-password-of-alice"
 
 
@@ -71,10 +69,10 @@ class Proxy:
         authority.configure_trust(self.tls)
         self.port = free_port()
         users = folder / "scenario.htpasswd"
-        [told] = re.findall(r"`htpasswd (-B) /etc/nginx/scenario.htpasswd NAME`", PAGE)
+        [told] = re.findall(r"`htpasswd (-B) /etc/nginx/scenario.htpasswd NAME`", page("how-to/proxy"))
         subprocess.run([htpasswd, told, "-i", "-c", str(users), USER], input=LOGIN.encode(), check=True)
         users.chmod(0o644)
-        [block] = blocks(PROXY, "nginx")
+        [block] = blocks("how-to/proxy", "nginx")
         for theirs, ours in (
             ("listen 443 ssl", f"listen 127.0.0.1:{self.port} ssl"),
             ("/etc/ssl/scenario", str(folder)),
@@ -169,8 +167,9 @@ def test_the_whole_page_works_behind_the_proxy(proxy: Proxy, up: Up) -> None:
 
 
 def units() -> dict[str, str]:
-    """Return the page's units by name."""
-    found = {re.findall(r"^# /etc/systemd/system/(.+)$", block, flags=re.M)[0]: block for block in blocks(PROXY, "ini")}
+    """Return the guide's units by name."""
+    shown = blocks("how-to/install#Services", "ini")
+    found = {re.findall(r"^# /etc/systemd/system/(.+)$", block, flags=re.M)[0]: block for block in shown}
     assert set(found) == {"scenario-web.service", "scenario-daemon.service"}
     return found
 
@@ -252,9 +251,9 @@ def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
     with ExitStack() as stack:
         stack.callback(server.stop)
         deployment = deploy(server, folder / "machine", "administrator", "SUPERUSER")
-        [by_psql] = [block for block in blocks("Roles", "sh") if block.startswith("psql ")]
+        [by_psql] = [block for block in blocks("how-to/install#Roles", "sh") if block.startswith("psql ")]
         deployment.shell(by_psql.replace("psql", "/usr/bin/psql", 1))
-        [upgrading] = re.findall(r"^\(.*db upgrade\)$", section("Roles"), flags=re.M)
+        [upgrading] = re.findall(r"^\(.*db upgrade\)$", page("how-to/install"), flags=re.M)
         deployment.shell(upgrading)
         with psycopg.connect(server.url("scenario"), autocommit=True) as connection:
             connection.execute(f"INSERT INTO scenario.organisations VALUES ('{world.organisation_id()}', 'One', 'UTC')")
@@ -274,16 +273,16 @@ def test_the_units_serve_the_clocks_requests_and_write_events_where_the_page_say
     """An administrator pastes all of it, and nothing of it may be missing a step."""
     deployment = services.deployment
     execute(deployment.url("administrator"), f"CREATE ROLE scenario_clock LOGIN PASSWORD '{PASSWORD}'")
-    [granting] = sql("pg_cron as the clock", OWNER)
+    [granting] = sql("how-to/pg-cron", OWNER)
     execute(deployment.url(OWNER), granting)
-    [switching] = blocks("pg_cron as the clock", "sh")
+    [switching] = blocks("how-to/pg-cron", "sh")
     deployment.shell(switching)
     [(request,)] = execute(deployment.url("scenario_clock"), "SELECT scenario.request_scheduler_run()::text")
     noted = f"SELECT invocation_id::text FROM scenario.scheduler_run_requests WHERE id = '{request}'"
     wait_until(lambda: execute(deployment.url(OWNER), noted)[0][0], "the request's run is noted", 120)
     [(run_id,)] = execute(deployment.url(OWNER), noted)
     services.api.wait_for(run_id, "SUCCESS")
-    [validating] = blocks("Log shipping", "sh")
+    [validating] = blocks("how-to/logs", "sh")
     assert deployment.shell(validating)[1] == "0 violations.\n"
     lines = services.log.read_text(encoding="utf-8").splitlines()
     events = [json.loads(line)["event"] for line in lines if f'"invocation_id":"{run_id}"' in line]
@@ -452,7 +451,7 @@ def test_pg_cron_asks_for_runs_and_tidies_up_as_the_page_says(debian_url: str) -
     upgrade(engine)
     engine.dispose()
     execute(debian_url, f"ALTER ROLE {OWNER} LOGIN")
-    title = "pg_cron as the clock"
+    title = "how-to/pg-cron"
     for role, url in (
         ("a superuser", debian_url),
         (OWNER, as_role(OWNER)),
@@ -460,7 +459,7 @@ def test_pg_cron_asks_for_runs_and_tidies_up_as_the_page_says(debian_url: str) -
     ):
         [block] = sql(title, role)
         execute(url, block.replace("0 * * * *", "* * * * *"))
-    statement, scheduling = sql("Retention", OWNER)
+    statement, scheduling = sql("how-to/retention", OWNER)
     scheduling = scheduling.replace("STATEMENT", statement.rstrip().rstrip(";")).replace("30 3 * * *", "* * * * *")
     with psycopg.connect(as_role(OWNER), autocommit=True) as connection:
         connection.execute(scheduling.encode())
