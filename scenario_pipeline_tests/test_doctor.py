@@ -137,7 +137,7 @@ GRANTED = "scenario_scheduler"
             "ALTER VIEW scenario.source_mentors RENAME COLUMN status TO state",
             "views",
             "The view scenario.source_mentors has no column status, which must be text.",
-            "docs/how-to/install.md",
+            "docs/how-to/your-own-tables.md",
         ),
         (
             f"REVOKE INSERT ON scenario.scenario_notifications FROM {GRANTED}",
