@@ -22,13 +22,13 @@ myst_heading_anchors = 3
 myst_fence_as_directive = ["mermaid"]
 
 
-def navigation(app: Sphinx, docname: str, source: list[str]) -> None:
+def navigation(_app: Sphinx, docname: str, source: list[str]) -> None:
     """Make the sidebar of the lists on the first page: a directive in the page would be seen on a code host.
 
     A page that the lists leave out is a warning, and so fails the build.
     """
     if docname == "index":
-        for title, links in re.findall(r"^## (.+)\n(.*?)(?=^## |\Z)", source[0], flags=re.M | re.S):
+        for title, links in re.findall(r"^## ([^\n]+)\n(.*?)(?=^## |\Z)", source[0], flags=re.M | re.S):
             pages = "\n".join(re.findall(r"\]\(([^)]+)\.md\)", links))
             source[0] += f"\n```{{toctree}}\n:hidden:\n:caption: {title}\n\n{pages}\n```\n"
 

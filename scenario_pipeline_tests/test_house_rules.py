@@ -19,7 +19,7 @@ from scenario_pipeline.settings import Settings
 
 PROJECT = Path(__file__).resolve().parent.parent
 PACKAGE = PROJECT / "scenario_pipeline"
-README = (PROJECT / "README.md").read_text(encoding="utf-8")
+REFERENCE = PROJECT / "docs" / "reference"
 
 # Imports run one way: a module may import from its own layer and those before it.
 LAYERS = [
@@ -114,17 +114,18 @@ def test_every_module_says_what_it_is_for() -> None:
         assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), module
 
 
-def test_the_readme_tells_the_events_as_the_code_has_them() -> None:
-    """The table in the README is what people build their dashboards on."""
-    rows = re.findall(r"^\| `(\w+)` \| ([a-z, ]+) \| (.+) \|$", README, flags=re.M)
+def test_the_events_page_lists_the_events_as_the_code_has_them() -> None:
+    """Its table is what people build their dashboards on."""
+    page = (REFERENCE / "events.md").read_text(encoding="utf-8").partition("## All events")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| `(\w+)` \| ([a-z, ]+) \| (.+) \|$", page, flags=re.M)
     told = {name: (levels, set(re.findall(r"`(\w+)`", further))) for name, levels, further in rows}
     assert told == {kind.name: (", ".join(kind.levels), {field.name for field in fields(kind)}) for kind in VOCABULARY}
 
 
-def test_the_readme_names_every_variable() -> None:
+def test_the_settings_page_names_every_variable() -> None:
     """A setting nobody can find is no setting."""
     used = set(re.findall(r'get\("(SCENARIO_\w+)"\)', Path(PACKAGE / "settings.py").read_text(encoding="utf-8")))
-    told = set(re.findall(r"SCENARIO_[A-Z_]+", README))
+    told = set(re.findall(r"SCENARIO_[A-Z_]+", (REFERENCE / "settings.md").read_text(encoding="utf-8")))
     assert told == used
     assert len(used) >= len(fields(Settings))
 

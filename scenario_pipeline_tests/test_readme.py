@@ -1,4 +1,4 @@
-"""The README's examples, run as they stand there."""
+"""The README's examples and the scenario guide's, run as they stand there."""
 
 from __future__ import annotations
 
@@ -19,11 +19,13 @@ from scenario_pipeline_tests.conftest import SCHEDULERS, as_scheduler
 from scenario_pipeline_tests.test_scheduler_job import stranger_accepts
 from scenario_pipeline_tests.world import DAY, D, Mentor
 
-README = (Path(__file__).resolve().parent.parent / "README.md").read_text(encoding="utf-8")
+PROJECT = Path(__file__).resolve().parent.parent
+README = (PROJECT / "README.md").read_text(encoding="utf-8")
+SCENARIO_GUIDE = (PROJECT / "docs" / "how-to" / "write-a-scenario.md").read_text(encoding="utf-8")
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, flags=re.M | re.S)
+def blocks(language: str, page: str = README) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", page, flags=re.M | re.S)
 
 
 def test_the_first_two_blocks_are_the_two_commands() -> None:
@@ -45,11 +47,20 @@ def test_the_commands_it_shows_exist() -> None:
         assert CliRunner().invoke(main, [*arguments, "--help"]).exit_code == 0
 
 
+def test_every_link_leads_to_a_page_and_can_be_rewritten_for_an_index() -> None:
+    """Shown by a package index, a relative link leads nowhere: one rule, `](docs/`, must be enough to rewrite them."""
+    links = re.findall(r"\]\(([^)]+)\)", README)
+    relative = [link for link in links if not link.startswith("https://")]
+    assert len(relative) >= 10
+    assert [link for link in relative if not (link.startswith("docs/") and (PROJECT / link).is_file())] == []
+    assert "![" not in README
+
+
 @pytest.fixture
 def with_the_example_installed(tmp_path: Path) -> dict[str, str]:
-    """An environment in which a package of one's own declares the README's scenario."""
-    [source] = [block for block in blocks("python") if "SCENARIO = Scenario(" in block]
-    [entry_point] = blocks("toml")
+    """An environment in which a package of one's own declares the guide's scenario."""
+    [source] = [block for block in blocks("python", SCENARIO_GUIDE) if "SCENARIO = Scenario(" in block]
+    [entry_point] = blocks("toml", SCENARIO_GUIDE)
     group, name, target = re.findall(r'entry-points\."(.+)"\]\n(\w+) = "(.+)"', entry_point)[0]
     package, module = target.split(":")[0].split(".")
     (tmp_path / package).mkdir()
@@ -60,15 +71,14 @@ def with_the_example_installed(tmp_path: Path) -> dict[str, str]:
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text(f"[{group}]\n{name} = {target}\n")
     inherited = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
-    project = str(Path(__file__).resolve().parent.parent)
-    return inherited | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{project}", "SCENARIO_HOME": str(tmp_path / "home")}
+    return inherited | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{PROJECT}", "SCENARIO_HOME": str(tmp_path / "home")}
 
 
 @pytest.mark.parametrize("way", SCHEDULERS)
 def test_the_example_scenario_dispatches_without_a_line_changed_elsewhere(
     with_the_example_installed: dict[str, str], database_url: str, dagster_url: str, engine: Engine, way: str
 ) -> None:
-    """Adding a scenario is adding a module and a configuration row; the example in the README proves it."""
+    """Adding a scenario is adding a module and a configuration row; the example in the guide proves it."""
     with engine.begin() as connection:
         world.insert_organisation(connection)
         world.insert_mentors(connection, [Mentor(1, joined_on=D - 730 * DAY), Mentor(2, joined_on=D - 700 * DAY)])
