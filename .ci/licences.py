@@ -67,9 +67,11 @@ def installed() -> dict[tuple[str, str], str]:
 
 
 def acceptable(licence: str, accepted: set[str]) -> bool:
-    """Of alternatives one must be acceptable; of licences that hold together, or may, each."""
+    """Of alternatives one must be acceptable; of licences that hold together, or may, each, or the page names them all."""
     alternatives = licence.split(" OR ")
-    return any(all(part in accepted for part in re.split(r"; | AND ", one)) for one in alternatives)
+    return licence in accepted or any(
+        all(part in accepted for part in re.split(r"; | AND ", one)) for one in alternatives
+    )
 
 
 def main(write: bool) -> int:
