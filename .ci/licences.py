@@ -67,11 +67,9 @@ def installed() -> dict[tuple[str, str], str]:
 
 
 def acceptable(licence: str, accepted: set[str]) -> bool:
-    """Of alternatives one must be acceptable; of licences that hold together, or may, each, or the page names them all."""
-    alternatives = licence.split(" OR ")
-    return licence in accepted or any(
-        all(part in accepted for part in re.split(r"; | AND ", one)) for one in alternatives
-    )
+    """Of alternatives one must be acceptable; of those that hold together each, or the page names them at once."""
+    parts = [re.split(r"; | AND ", alternative) for alternative in licence.split(" OR ")]
+    return licence in accepted or any(accepted.issuperset(together) for together in parts)
 
 
 def main(write: bool) -> int:
