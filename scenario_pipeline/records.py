@@ -59,13 +59,11 @@ class Page:
     Attributes:
         number: 1 for the first page.
         mentor_ids: in the order of evaluation.
-        order: what the invocation is to do, so that a step can run in any process.
         planned_by: the invocation that made the list: a re-execution from failure evaluates pages of its parent.
     """
 
     number: int
     mentor_ids: tuple[str, ...]
-    order: RunOrder
     planned_by: str | None = None
 
 
@@ -153,10 +151,10 @@ def choose_page_size(requested: int | None, mentors: int) -> int:
     return max(1000, -(-mentors // 64))
 
 
-def paginate(mentor_ids: Sequence[str], order: RunOrder) -> list[Page]:
-    """Cut the mentors into pages, in their order."""
-    size = choose_page_size(order.page_size, len(mentor_ids))
+def paginate(mentor_ids: Sequence[str], page_size: int | None, *, planned_by: str | None = None) -> list[Page]:
+    """Cut the mentors into pages, in their order; no page size lets it grow with the number of mentors."""
+    size = choose_page_size(page_size, len(mentor_ids))
     return [
-        Page(start // size + 1, tuple(mentor_ids[start : start + size]), order)
+        Page(start // size + 1, tuple(mentor_ids[start : start + size]), planned_by)
         for start in range(0, len(mentor_ids), size)
     ]

@@ -28,7 +28,7 @@ from scenario_pipeline.engines.sql import MAX_ATTEMPTS, Evaluation, SqlTriggerEn
 from scenario_pipeline.engines.statement import decision_statement
 from scenario_pipeline.errors import BudgetSpentError, ErrorInfo, ErrorType, SystemicError
 from scenario_pipeline.log.logger import StructuredLogger
-from scenario_pipeline.records import DispatchMode, MentorError, Page, PageResult
+from scenario_pipeline.records import DispatchMode, MentorError, Page, PageResult, RunOrder
 from scenario_pipeline.storage import database, tables
 from scenario_pipeline.storage.ledger.pages import claim_page, complete_page
 from scenario_pipeline.storage.source import Access
@@ -41,6 +41,7 @@ from scenario_pipeline_tests.world import (
     Log,
     Mentor,
     Notification,
+    PageOfRun,
     check_invariants,
     configure,
     insert_activities,
@@ -66,7 +67,7 @@ QUIET = D - 30 * DAY
 INACTIVITY = ["inactivity"]
 
 
-def outcomes(engine: Engine, page: Page, **options: Any) -> dict[str, int]:
+def outcomes(engine: Engine, page: PageOfRun, **options: Any) -> dict[str, int]:
     """Run a page; return its matches by outcome."""
     stats = run_page(engine, page, **options).stats
     return {**stats.suppressed_by_reason, **({"dispatched": stats.total_dispatched} if stats.total_dispatched else {})}
@@ -284,19 +285,19 @@ def test_a_mentor_who_left_since_the_list_was_made_is_evaluated_and_matches_noth
 
 
 @contextlib.contextmanager
-def held_open(engine: Engine, page: Page) -> Iterator[None]:
+def held_open(engine: Engine, page: PageOfRun) -> Iterator[None]:
     """Evaluate a page and hold its transaction open for as long as the block runs, then commit."""
     invocation_id = new_invocation_id()
     with engine.begin() as connection:
         open_run(connection, page.order, invocation_id)
     with engine.begin() as connection:
         assert claim_page(connection, page, invocation_id) is None
-        result = Evaluation(connection, page, invocation_id, TimeBudget.start(60)).run()
+        result = Evaluation(connection, page.order, page.mentor_ids, invocation_id, TimeBudget.start(60)).run()
         complete_page(connection, page, invocation_id, result)
         yield
 
 
-def race(engine: Engine, database_url: str, winner: Page, loser: Page) -> PageResult:
+def race(engine: Engine, database_url: str, winner: PageOfRun, loser: PageOfRun) -> PageResult:
     """Let `loser` meet the uncommitted rows of `winner`, then let `winner` commit; return what became of `loser`."""
     other = database.connect(database_url)
     with ThreadPoolExecutor(1) as pool:
@@ -397,7 +398,7 @@ def test_two_processes_that_evaluate_one_page_of_one_invocation_count_it_once(
     with ThreadPoolExecutor(1) as pool:
         with engine.begin() as connection:
             claim_page(connection, page, invocation_id)
-            first = Evaluation(connection, page, invocation_id, TimeBudget.start(60)).run()
+            first = Evaluation(connection, page.order, page.mentor_ids, invocation_id, TimeBudget.start(60)).run()
             complete_page(connection, page, invocation_id, first)
             future = pool.submit(run_page, other, page, invocation_id=invocation_id)
             wait_until_blocked(engine)
@@ -594,7 +595,7 @@ def test_an_invocation_reports_each_poison_mentor_once_and_completes(engine: Eng
 # Failures of the run
 
 
-def refused(engine: Engine, page: Page, **options: Any) -> ErrorInfo:
+def refused(engine: Engine, page: PageOfRun, **options: Any) -> ErrorInfo:
     """Run a page that must fail as a whole; check that nothing of it was committed, and return the failure."""
     before = sent(engine)
     with pytest.raises(SystemicError) as caught:
@@ -946,11 +947,13 @@ class LosingCommit:
     then_refuse: int = 0
     budget: TimeBudget | None = None
 
-    def evaluate_page(self, page: Page, invocation_id: str, budget: TimeBudget, logger: StructuredLogger) -> PageResult:
+    def evaluate_page(
+        self, order: RunOrder, page: Page, invocation_id: str, budget: TimeBudget, logger: StructuredLogger
+    ) -> PageResult:
         """Evaluate a page, with its commit lost if it is the one."""
         if page.number == self.page_number:
             self.proxy.lose_next_commit(self.lose, then_refuse=self.then_refuse)
-        return self.engine.evaluate_page(page, invocation_id, self.budget or budget, logger)
+        return self.engine.evaluate_page(order, page, invocation_id, self.budget or budget, logger)
 
 
 @pytest.mark.parametrize("lose", ["answer", "request"])

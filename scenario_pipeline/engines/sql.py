@@ -18,7 +18,7 @@ from scenario_pipeline.engines.statement import EVALUATED, decision_statement
 from scenario_pipeline.errors import BudgetSpentError, ErrorInfo, ErrorType, SystemicError, classify
 from scenario_pipeline.log.logger import StructuredLogger
 from scenario_pipeline.log.vocabulary import PageRetried
-from scenario_pipeline.records import MentorError, Page, PageResult
+from scenario_pipeline.records import MentorError, Page, PageResult, RunOrder
 from scenario_pipeline.storage import source
 from scenario_pipeline.storage.database import limit_statement_time
 from scenario_pipeline.storage.ledger.pages import claim_page, complete_page
@@ -54,7 +54,9 @@ class SqlTriggerEngine:
 
     database: Engine
 
-    def evaluate_page(self, page: Page, invocation_id: str, budget: TimeBudget, logger: StructuredLogger) -> PageResult:
+    def evaluate_page(
+        self, order: RunOrder, page: Page, invocation_id: str, budget: TimeBudget, logger: StructuredLogger
+    ) -> PageResult:
         """Evaluate and commit a page; see `TriggerEngine.evaluate_page`."""
         uncertain = False
         for attempt in range(1, MAX_ATTEMPTS + 1):
@@ -67,7 +69,7 @@ class SqlTriggerEngine:
                     # What became of a commit may be asked for beyond the budget, and nothing else may.
                     at_least = SETTLING_SECONDS if uncertain else 0
                     limit_statement_time(connection, max(budget.remaining_seconds, at_least))
-                    result = self._evaluate_in(connection, page, invocation_id, budget)
+                    result = self._evaluate_in(connection, order, page, invocation_id, budget)
                     committing = True
                     transaction.commit()
                 return result
@@ -82,16 +84,18 @@ class SqlTriggerEngine:
             logger.emit(PageRetried(page.number, attempt, failure.error_type, failure.error_message))
         raise AssertionError("the last attempt returns or raises")
 
-    def _evaluate_in(self, connection: Connection, page: Page, invocation_id: str, budget: TimeBudget) -> PageResult:
+    def _evaluate_in(
+        self, connection: Connection, order: RunOrder, page: Page, invocation_id: str, budget: TimeBudget
+    ) -> PageResult:
         committed = claim_page(connection, page, invocation_id)
         if committed is not None:
             return committed
         if budget.is_spent:
             raise BudgetSpentError
-        evaluation = Evaluation(connection, page, invocation_id, budget)
+        evaluation = Evaluation(connection, order, page.mentor_ids, invocation_id, budget)
         with connection.begin_nested() as savepoint:
             result = evaluation.run()
-            if page.order.dispatch_mode == "dry_run":
+            if order.dispatch_mode == "dry_run":
                 savepoint.rollback()
         complete_page(connection, page, invocation_id, result)
         return result
@@ -108,14 +112,16 @@ class Evaluation:
 
     Attributes:
         connection: inside a transaction.
-        page: the mentors, and what they are evaluated for.
+        order: what they are evaluated for.
+        mentor_ids: the mentors.
         invocation_id: which invocation the notifications belong to.
         budget: ends the statements.
         by_mentor: count by mentor instead of by organisation, for a caller who needs each one's outcome.
     """
 
     connection: Connection
-    page: Page
+    order: RunOrder
+    mentor_ids: Sequence[str]
     invocation_id: str
     budget: TimeBudget
     by_mentor: bool = False
@@ -127,7 +133,7 @@ class Evaluation:
             SQLAlchemyError: the failure is systemic; the caller's transaction is to be rolled back.
         """
         parts, errors = [], []
-        for outcome in self._bisect(self.page.mentor_ids):
+        for outcome in self._bisect(self.mentor_ids):
             if isinstance(outcome, MentorError):
                 errors.append(outcome)
             else:
@@ -139,7 +145,7 @@ class Evaluation:
     def _bisect(self, mentor_ids: Sequence[str]) -> Iterator[BatchStats | MentorError]:
         try:
             with self.connection.begin_nested():
-                stats = self._decide(mentor_ids, self.page.order.scenario_types)
+                stats = self._decide(mentor_ids, self.order.scenario_types)
             yield stats
             return
         except _WindowTakenError:
@@ -166,7 +172,7 @@ class Evaluation:
             decision_statement(scenario_types, source.access_of(self.connection), self.by_mentor),
             {
                 "mentor_ids": list(mentor_ids),
-                "evaluation_date": self.page.order.evaluation_date,
+                "evaluation_date": self.order.evaluation_date,
                 "invocation_id": self.invocation_id,
             },
         ).all()

@@ -45,6 +45,10 @@ class Patience:
         self._until = time.monotonic() + time_budget_seconds
         self._lost_since = None
 
+    def end_run(self) -> None:
+        """Be patient again: a process may live longer than the run it executed."""
+        self._until = None
+
     def connect(self, dialect: Any, _record: Any, arguments: Any, parameters: Any) -> Any:
         """Connect as SQLAlchemy would have done (its event `do_connect`).
 
