@@ -59,8 +59,9 @@ LAYERS = [
     },
     {"doctor", "doctor.findings", "doctor.rights", "doctor.environment"},
     {"doctor.database"},
+    {"defs", "defs.dagster_private"},
     {
-        "defs",
+        "defs.checked_config",
         "defs.instance",
         "defs.instance.home",
         "defs.instance.storage",

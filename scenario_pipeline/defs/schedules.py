@@ -15,9 +15,9 @@ from dagster import (
     SkipReason,
     schedule,
 )
-from dagster._utils.schedules import is_valid_cron_string
 
 from scenario_pipeline.defs.assets import OWNERS
+from scenario_pipeline.defs.dagster_private import is_valid_cron_string
 from scenario_pipeline.defs.liveness import running_invocation
 from scenario_pipeline.errors import UserError
 from scenario_pipeline.settings import Settings

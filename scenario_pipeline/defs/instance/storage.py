@@ -8,12 +8,12 @@ import time
 from typing import Any, Self
 
 import psycopg
-from dagster._serdes import ConfigurableClassData
 from dagster_postgres import DagsterPostgresStorage
 from dagster_postgres.utils import DagsterPostgresException
 from sqlalchemy import event
 from sqlalchemy.exc import SQLAlchemyError
 
+from scenario_pipeline.defs.dagster_private import ConfigurableClassData
 from scenario_pipeline.errors import ErrorInfo, ErrorType, SystemicError, UserError, classify
 from scenario_pipeline.settings import Settings
 from scenario_pipeline.storage import database
