@@ -15,3 +15,6 @@ CLOSING_SECONDS = 1.0
 OVERTIME_SECONDS = GRACE_SECONDS - CLOSING_SECONDS
 # The last statement of a closing gets this much, even if those before it took longer than expected.
 LAST_STATEMENT_SECONDS = 0.2
+# Pauses between attempts to reach a database: a run goes on within a second of its return.
+FIRST_PAUSE_SECONDS = 0.1
+LONGEST_PAUSE_SECONDS = 1.0

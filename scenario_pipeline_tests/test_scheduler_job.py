@@ -274,14 +274,19 @@ def test_a_database_that_is_down_at_the_start_is_reported(run_job: RunJob, monke
     stranger_accepts(run.stdout)
 
 
-def test_a_connection_lost_in_the_middle_fails_the_run_and_keeps_what_was_committed(
+def test_a_page_that_ends_its_connection_each_time_fails_the_run_and_keeps_what_was_committed(
     run_job: RunJob, engine: Engine
 ) -> None:
     """What was sent before the fault stays sent and counted; the rest is left to the next run."""
     ten_mentors(engine)
     lose_the_connection_for(engine, world.mentor_id(3))
     run = run_job(evaluation_date=D.isoformat(), dispatch_mode="live", page_size=1)
-    assert run.names == ["scheduler_run_started", "scheduler_run_failed", "scheduler_run_completed"]
+    assert run.names == [
+        "scheduler_run_started",
+        *["trigger_engine_page_retried"] * 4,
+        "scheduler_run_failed",
+        "scheduler_run_completed",
+    ]
     failed = run.entry("scheduler_run_failed")
     assert (failed["error_type"], failed["remaining_unprocessed_count"]) == ("network_error", 8)
     completed = run.entry("scheduler_run_completed")

@@ -669,15 +669,8 @@ def locked(engine: Engine, table: str = "mentor_activities") -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize(
-    ("interrupt", "failure"),
-    [
-        ("pg_terminate_backend", (ErrorType.NETWORK, "57P01")),
-        ("pg_cancel_backend", (ErrorType.TIMEOUT, "57014")),
-    ],
-)
-def test_a_statement_that_an_operator_ends_fails_the_run_and_commits_nothing(
-    engine: Engine, database_url: str, interrupt: str, failure: tuple[ErrorType, str]
+def test_a_statement_that_an_operator_cancels_fails_the_run_and_commits_nothing(
+    engine: Engine, database_url: str
 ) -> None:
     """It is neither a mentor's fault nor the end of the budget."""
     mentors = inactive_mentors(engine, 3)
@@ -687,12 +680,29 @@ def test_a_statement_that_an_operator_ends_fails_the_run_and_commits_nothing(
             future = pool.submit(run_page, other, make_page(mentors))
             (pid,) = wait_until_blocked(other)
             with other.connect() as connection:
-                connection.execute(text(f"SELECT {interrupt}(:pid)"), {"pid": pid})
+                connection.execute(text("SELECT pg_cancel_backend(:pid)"), {"pid": pid})
             error = future.exception(timeout=60)
         assert isinstance(error, SystemicError)
-        assert (error.info.error_type, error.info.sqlstate) == failure
+        assert (error.info.error_type, error.info.sqlstate) == (ErrorType.TIMEOUT, "57014")
         assert (sent(engine), number_of_pages(engine)) == ([], 0)
         assert run_page(other, make_page(mentors)) == all_dispatched(3)
+    other.dispose()
+    consistent(engine)
+
+
+def test_a_page_whose_connection_an_operator_ends_is_begun_again(engine: Engine, database_url: str) -> None:
+    """One lost connection used to end the run, with most of its budget left."""
+    mentors = inactive_mentors(engine, 3)
+    other, log = database.connect(database_url), Log()
+    with ThreadPoolExecutor(1) as pool:
+        with locked(engine):
+            future = pool.submit(run_page, other, make_page(mentors), log=log)
+            (pid,) = wait_until_blocked(other)
+            with other.connect() as connection:
+                connection.execute(text("SELECT pg_terminate_backend(:pid)"), {"pid": pid})
+        assert future.result(timeout=60) == all_dispatched(3)
+    [retried] = log.entries
+    assert (retried["event"], retried["error_type"]) == ("trigger_engine_page_retried", "network_error")
     other.dispose()
     consistent(engine)
 
@@ -704,7 +714,7 @@ def test_a_server_that_cannot_be_reached_fails_the_run(engine: Engine) -> None:
         port = closed.getsockname()[1]
     unreachable = database.connect(f"postgresql://scenario@127.0.0.1:{port}/scenario")
 
-    failure = refused(engine, make_page(mentors), evaluate_with=unreachable)
+    failure = refused(engine, make_page(mentors), evaluate_with=unreachable, budget=TimeBudget.start(1))
 
     assert failure == ErrorInfo(ErrorType.NETWORK, "the connection to the database was refused or lost")
 
@@ -963,7 +973,7 @@ def test_a_commit_is_settled_although_the_budget_ended_with_it(
     """A page called unprocessed whose notifications were sent: the counters would not equal the rows."""
     mentors = inactive_mentors(engine, 2)
     # The budget is over as soon as the commit is lost, whatever the speed of this machine.
-    budget = TimeBudget(0.0, 60.0, clock=lambda: 61.0 if proxy.lost else 0.0)
+    budget = TimeBudget(0.0, 60.0, clock=lambda: 60.2 if proxy.lost else 0.0)
     trigger_engine = LosingCommit(SqlTriggerEngine(through_proxy), proxy, page_number=1, lose=lose, budget=budget)
 
     report = run_invocation(engine, trigger_engine=trigger_engine)

@@ -6,7 +6,7 @@ installation (`settings`).
 
 import uuid
 from collections.abc import Mapping
-from datetime import date
+from datetime import date, timedelta, timezone
 from enum import Enum
 from typing import Any
 
@@ -17,7 +17,7 @@ from scenario_pipeline.defs.checked_config import checked_schema
 from scenario_pipeline.errors import UserError
 from scenario_pipeline.log.logger import utc_now
 from scenario_pipeline.log.vocabulary import TRIGGERED_BY
-from scenario_pipeline.records import RunOrder, parse_date, resolve_dispatch_mode
+from scenario_pipeline.records import RunOrder, check_live_date, parse_date, resolve_dispatch_mode
 from scenario_pipeline.scenarios import registry, select_scenarios
 from scenario_pipeline.settings import MAX_PAGE_SIZE, MAX_TIME_BUDGET_SECONDS, Settings
 
@@ -97,12 +97,18 @@ class RunConfiguration(Config):
             UserError: with a sentence for each field that cannot work.
         """
         try:
-            return cls(**values)
+            configuration = cls(**values)
         except ValidationError as exc:
             wrong = [
                 f"{'.'.join(map(str, error['loc']))}: {error['msg'].removeprefix('Value error, ')}"
                 for error in exc.errors(include_input=False, include_url=False)
             ]
+        else:
+            if configuration.dispatch_mode is DispatchModeChoice.live and configuration.evaluation_date is not None:
+                # The first zone to see a new day; the run itself asks again, in the configured one.
+                today = utc_now().astimezone(timezone(timedelta(hours=14))).date()
+                check_live_date(date.fromisoformat(configuration.evaluation_date), today)
+            return configuration
         raise UserError(f"{'; '.join(wrong)}.")
 
 

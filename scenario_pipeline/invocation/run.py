@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from enum import Enum
-from typing import Literal
+from typing import Literal, TypeVar
 
 from sqlalchemy import Connection, Engine
 
@@ -38,7 +38,9 @@ from scenario_pipeline.storage.ledger.invocations import (
 )
 from scenario_pipeline.storage.ledger.pages import CLOSED_MEANWHILE, read_page, read_pages
 from scenario_pipeline.storage.source import unknown_organisations
-from scenario_pipeline.time_budget import TimeBudget
+from scenario_pipeline.time_budget import Pauses, TimeBudget
+
+T = TypeVar("T")
 
 
 class State(Enum):
@@ -92,6 +94,7 @@ class Invocation:
         self._budget = TimeBudget.start(order.time_budget_seconds, clock=clock)
         self._closing: TimeBudget | None = None
         self._state = State.NEW
+        self._may_have_opened = False
         self._total_active_mentors = 0
         self._pages: dict[int, PageResult] = {}
         self._failure: ErrorInfo | None = None
@@ -108,26 +111,7 @@ class Invocation:
             SystemicError: it cannot be opened; it is closed again, with all its events.
         """
         try:
-            with self._database.connect() as connection, connection.begin() as transaction:
-                limit_statement_time(connection, max(self._budget.remaining_seconds, CLOSING_SECONDS))
-                check_schema(connection)
-                check_configured(connection, self.order.scenario_types)
-                check_source(connection, self.order.scenario_types)
-                self._check_organisations(connection)
-                opened = open_invocation(
-                    connection, self.order, self.invocation_id, parent_invocation_id=self._parent_invocation_id
-                )
-                state = State.OPEN
-                if not opened or self._parent_invocation_id is not None:
-                    self._total_active_mentors, spent = join_invocation(connection, self.invocation_id)
-                    self._budget = TimeBudget.start(
-                        self.order.time_budget_seconds, already_spent=spent, clock=self._clock
-                    )
-                    state = State.LISTED
-                # A signal finds the invocation either opened and announced, or neither.
-                with uninterrupted():
-                    transaction.commit()
-                    self._begin(state, announced=not opened)
+            self._until_reachable(self._open_once)
         except Exception as exc:  # noqa: BLE001 - the boundary of the run: every failure to begin is its failure
             failure = classify(exc)
         else:
@@ -136,6 +120,40 @@ class Invocation:
             self._begin(State.UNRECORDED, announced=False)
         self.fail(failure)
         raise SystemicError(failure)
+
+    def _open_once(self) -> None:
+        with self._database.connect() as connection, connection.begin() as transaction:
+            limit_statement_time(connection, max(self._budget.remaining_seconds, CLOSING_SECONDS))
+            check_schema(connection)
+            check_configured(connection, self.order.scenario_types)
+            check_source(connection, self.order.scenario_types)
+            self._check_organisations(connection)
+            opened = open_invocation(
+                connection, self.order, self.invocation_id, parent_invocation_id=self._parent_invocation_id
+            )
+            # A row that is there after a commit of ours without an answer is ours.
+            opened = opened or self._may_have_opened
+            state = State.OPEN
+            if not opened or self._parent_invocation_id is not None:
+                self._total_active_mentors, spent = join_invocation(connection, self.invocation_id)
+                self._budget = TimeBudget.start(self.order.time_budget_seconds, already_spent=spent, clock=self._clock)
+                state = State.LISTED
+            # A signal finds the invocation either opened and announced, or neither.
+            with uninterrupted():
+                self._may_have_opened = opened
+                transaction.commit()
+                self._begin(state, announced=not opened)
+
+    def _until_reachable(self, attempt: Callable[[], T]) -> T:
+        """Return what `attempt` returns, repeated while the database is out of reach and the budget lasts."""
+        pauses = Pauses()
+        while True:
+            try:
+                return attempt()
+            except Exception as exc:
+                failure = classify(exc)
+                if not failure.is_worth_waiting_for or not pauses.wait(self._budget.remaining_seconds):
+                    raise
 
     def _begin(self, state: State, *, announced: bool) -> None:
         """Announce the invocation, unless another process has: from now on there is something to close."""
@@ -158,9 +176,7 @@ class Invocation:
         """
         self._state = State.OPEN
         try:
-            with self._database.begin() as connection:
-                limit_statement_time(connection, max(self._budget.remaining_seconds, CLOSING_SECONDS))
-                mentor_ids = list_active_mentors(connection, self.order, self.invocation_id)
+            mentor_ids = self._until_reachable(self._list_once)
         except Exception as exc:  # noqa: BLE001 - the boundary of the run: without a list there is no batch
             failure = classify(exc)
         else:
@@ -169,6 +185,11 @@ class Invocation:
             return paginate(mentor_ids, self.order.page_size, planned_by=self.invocation_id)
         self.fail(failure)
         raise SystemicError(failure)
+
+    def _list_once(self) -> list[str]:
+        with self._database.begin() as connection:
+            limit_statement_time(connection, max(self._budget.remaining_seconds, CLOSING_SECONDS))
+            return list_active_mentors(connection, self.order, self.invocation_id)
 
     def evaluate(self, page: Page) -> PageOutcome:
         """Evaluate one page; a failure of the run or a spent budget is an outcome, not an exception.
@@ -209,6 +230,8 @@ class Invocation:
             return PageUnprocessed(self.invocation_id, page)
         except Exception as exc:  # noqa: BLE001 - the boundary of the batch: the failure goes on as a value
             self._failure = classify(exc)
+            # Whatever the cause, a page that failed a run never stands before those that would not fail.
+            self._skip_after = page.mentor_ids[-1]
             return PageUnprocessed(self.invocation_id, page, self._failure)
         except BaseException:
             self.terminate()
@@ -329,8 +352,11 @@ class Invocation:
         return BatchStats.sum(result.stats for result in self._pages.values())
 
     def _limit_closing(self, connection: Connection) -> None:
+        limit_statement_time(connection, max(self._closing_budget().remaining_seconds, LAST_STATEMENT_SECONDS))
+
+    def _closing_budget(self) -> TimeBudget:
         self._closing = self._closing or TimeBudget.start(CLOSING_SECONDS, clock=self._clock)
-        limit_statement_time(connection, max(self._closing.remaining_seconds, LAST_STATEMENT_SECONDS))
+        return self._closing
 
     def _close(self, report_of: Callable[[Connection | None], Report]) -> Report:
         """Write the end to the ledger and to the log, exactly once, whichever caller comes first.
@@ -342,6 +368,8 @@ class Invocation:
         logged: list[Report] = []
 
         def decide(connection: Connection, _opened: OpenInvocation) -> Report:
+            if logged:
+                return logged[0]
             # An interrupt may fall between a page's commit and its being recorded here.
             for number, result in read_pages(connection, self.invocation_id).items():
                 self._record(number, result)
@@ -349,33 +377,46 @@ class Invocation:
             return report_of(connection)
 
         def emit(report: Report) -> None:
-            logged.append(report)
-            for event in report.closing_events():
-                self._logger.emit(event)
+            if not logged:
+                logged.append(report)
+                for event in report.closing_events():
+                    self._logger.emit(event)
 
         with uninterrupted():
             if self.report is not None:
                 return self.report
-            if self._state is State.UNRECORDED:
-                emit(report_of(None))
-            else:
+            if self._state is not State.UNRECORDED:
                 try:
-                    closed = close(
-                        self._database,
-                        self.invocation_id,
-                        decide,
-                        emit,
-                        limit=self._limit_closing,
-                        skip_after=self._skip_after,
-                    )
-                    if closed is None:
-                        by_another = replace(report_of(None), status="failed", reason=None, failure=CLOSED_MEANWHILE)
-                        logged.append(by_another)
+                    self._close_in_ledger(decide, emit)
                 except Exception as exc:  # noqa: BLE001 - the log must be closed even if the ledger cannot be
-                    if not logged:
-                        report = report_of(None)
-                        if report.status != "failed":
-                            report = replace(report, status="failed", reason=None, failure=classify(exc))
-                        emit(report)
+                    report = report_of(None)
+                    if report.status != "failed":
+                        report = replace(report, status="failed", reason=None, failure=classify(exc))
+                    emit(report)
+                if not logged:
+                    # Another process has written the end of the log.
+                    logged.append(replace(report_of(None), status="failed", reason=None, failure=CLOSED_MEANWHILE))
+            if not logged:
+                emit(report_of(None))
             self.report, self._state = logged[0], State.CLOSED
             return self.report
+
+    def _close_in_ledger(
+        self, decide: Callable[[Connection, OpenInvocation], Report], emit: Callable[[Report], None]
+    ) -> None:
+        pauses, closing = Pauses(), self._closing_budget()
+        while True:
+            try:
+                close(
+                    self._database,
+                    self.invocation_id,
+                    decide,
+                    emit,
+                    limit=self._limit_closing,
+                    skip_after=self._skip_after,
+                )
+            except Exception as exc:
+                if not classify(exc).is_worth_waiting_for or not pauses.wait(closing.remaining_seconds):
+                    raise
+            else:
+                return

@@ -118,7 +118,7 @@ def resume_position(order: RunOrder) -> Select[tuple[str | None]]:
     latest = (
         select(runs.c.invocation_id, runs.c.status, runs.c.resume_after)
         .where(same_kind if order.continues is None else runs.c.invocation_id == order.continues)
-        .order_by(runs.c.started_at.desc(), runs.c.invocation_id)
+        .order_by(runs.c.number.desc())
         .limit(1)
         .cte("latest")
     )
@@ -229,11 +229,11 @@ def close_invocation(connection: Connection, invocation_id: str, report: Report,
         invocation_id: which invocation.
         report: its totals.
         skip_after: the last mentor of the page that goes to the end of the queue, so that nobody else starves: one
-            that a whole budget could not finish. None if there is no such page.
+            that failed the run, or that a whole budget could not finish. None if there is no such page.
     """
     runs = scheduler_runs
     reached = last_mentor_reached(literal(invocation_id, runs.c.invocation_id.type))
-    inherited = func.coalesce(reached, literal(skip_after, runs.c.resume_after.type), runs.c.resume_after)
+    inherited = func.coalesce(literal(skip_after, runs.c.resume_after.type), reached, runs.c.resume_after)
     connection.execute(
         update(runs)
         .where(runs.c.invocation_id == invocation_id)
