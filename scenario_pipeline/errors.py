@@ -62,6 +62,11 @@ class ErrorInfo:
         """Whether the same transaction may succeed when repeated at once (deadlock, serialization failure)."""
         return self.sqlstate in {"40P01", "40001"}
 
+    @property
+    def is_worth_waiting_for(self) -> bool:
+        """Whether the database may be back soon: it was out of reach, or had no connection to spare (53300)."""
+        return self.error_type is ErrorType.NETWORK or self.sqlstate == "53300"
+
 
 class UserError(Exception):
     """A mistake that one clear sentence explains: what is wrong, where, and what to do.
@@ -158,8 +163,8 @@ def _classify_driver_error(orig: BaseException | None, *, disconnected: bool) ->
     name = _CAMEL.sub("_", type(orig).__name__).lower()
     sentence = f"SQLSTATE {state} {name}"
     diagnostic = getattr(orig, "diag", None)
-    if state.startswith(_NO_VALUES) and (told := getattr(diagnostic, "message_primary", None)):
-        sentence += f": {told}"
+    if state.startswith(_NO_VALUES) and (reported := getattr(diagnostic, "message_primary", None)):
+        sentence += f": {reported}"
     for label, value in (
         ("constraint", getattr(diagnostic, "constraint_name", None)),
         ("table", getattr(diagnostic, "table_name", None)),

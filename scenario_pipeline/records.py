@@ -12,16 +12,18 @@ from datetime import date
 from typing import Literal
 
 from scenario_pipeline.batch_stats import BatchStats
-from scenario_pipeline.errors import ErrorInfo
+from scenario_pipeline.errors import ErrorInfo, UserError
 
 DispatchMode = Literal["live", "dry_run"]
 DISPATCH_MODES = ("auto", "live", "dry_run")
 # `auto` sends for today and, at most, the three days before (contract section 4).
 LIVE_DAYS = 3
+# The start of the cooldown window of a mentor's first notification (contract section 4).
+FIRST_WINDOW = date(1970, 1, 1)
 
 
 @dataclass(frozen=True)
-class RunRequest:
+class RunOrder:
     """What one invocation is to do.
 
     Attributes:
@@ -29,7 +31,7 @@ class RunRequest:
         scenario_types: sorted names of installed scenarios.
         organisation_ids: sorted ids of the organisations to evaluate; empty for all.
         dispatch_mode: `live` writes notifications, `dry_run` rolls them back.
-        engine: name of the trigger engine.
+        engine_name: name of the trigger engine.
         time_budget_seconds: how long the invocation may evaluate.
         page_size: mentors a page, or None to choose by the number of mentors.
         triggered_by: who asked for it, one of `events.TRIGGERED_BY`.
@@ -40,7 +42,7 @@ class RunRequest:
     scenario_types: tuple[str, ...]
     organisation_ids: tuple[str, ...]
     dispatch_mode: DispatchMode
-    engine: str
+    engine_name: str
     time_budget_seconds: float
     page_size: int | None
     triggered_by: str
@@ -59,13 +61,11 @@ class Page:
     Attributes:
         number: 1 for the first page.
         mentor_ids: in the order of evaluation.
-        request: what the invocation is to do, so that a step can run in any process.
         planned_by: the invocation that made the list: a re-execution from failure evaluates pages of its parent.
     """
 
     number: int
     mentor_ids: tuple[str, ...]
-    request: RunRequest
     planned_by: str | None = None
 
 
@@ -84,13 +84,13 @@ class PageResult:
     Attributes:
         stats: what became of the mentors that were settled.
         errors: those of them whose evaluation failed.
-        left: the mentors that are left to the next run, in the order of the page.
+        unprocessed: the mentors that are left to the next run, in the order of the page.
         failure: why they are left, if the run cannot go on; None if the time budget ended.
     """
 
     stats: BatchStats
     errors: tuple[MentorError, ...] = ()
-    left: tuple[str, ...] = ()
+    unprocessed: tuple[str, ...] = ()
     failure: ErrorInfo | None = None
 
 
@@ -104,7 +104,7 @@ class PageEvaluated:
 
 
 @dataclass(frozen=True)
-class PageLeft:
+class PageUnprocessed:
     """The page, or the rest of it, was not evaluated: the budget was spent, or the run had failed (see `failure`)."""
 
     invocation_id: str
@@ -112,7 +112,7 @@ class PageLeft:
     failure: ErrorInfo | None = None
 
 
-PageOutcome = PageEvaluated | PageLeft
+PageOutcome = PageEvaluated | PageUnprocessed
 
 
 def parse_date(text: str) -> date | None:
@@ -132,15 +132,40 @@ def resolve_dispatch_mode(mode: str, evaluation_date: date, today: date) -> Disp
         mode: `auto`, `live` or `dry_run`.
         evaluation_date: the date to evaluate.
         today: the current date in the configured time zone.
+
+    Raises:
+        UserError: `live` for a date that cannot be sent for.
     """
     match mode:
         case "live":
+            check_live_date(evaluation_date, today)
             return "live"
         case "dry_run":
             return "dry_run"
         case _:
             age = (today - evaluation_date).days
             return "live" if 0 <= age <= LIVE_DAYS else "dry_run"
+
+
+def check_live_date(evaluation_date: date, today: date) -> None:
+    """Refuse to send for a date after today, or for one that the start of all cooldowns leaves no room for.
+
+    A notification dated after today would keep its mentor in cooldown until then. `FIRST_WINDOW` stands for "no
+    notification before", so nothing can be dated up to it (contract section 4).
+
+    Raises:
+        UserError: with a sentence that names the way out.
+    """
+    if evaluation_date > today:
+        raise UserError(
+            f"A live run for {evaluation_date}, which is after today ({today}), is refused: "
+            "choose the dispatch mode dry_run, or wait for that date."
+        )
+    if evaluation_date <= FIRST_WINDOW:
+        raise UserError(
+            f"A live run for {evaluation_date} is refused: notifications begin after {FIRST_WINDOW}; "
+            "choose the dispatch mode dry_run, or a later date."
+        )
 
 
 def choose_page_size(requested: int | None, mentors: int) -> int:
@@ -153,10 +178,10 @@ def choose_page_size(requested: int | None, mentors: int) -> int:
     return max(1000, -(-mentors // 64))
 
 
-def paginate(mentor_ids: Sequence[str], request: RunRequest) -> list[Page]:
-    """Cut the mentors into pages, in their order."""
-    size = choose_page_size(request.page_size, len(mentor_ids))
+def paginate(mentor_ids: Sequence[str], page_size: int | None, *, planned_by: str | None = None) -> list[Page]:
+    """Cut the mentors into pages, in their order; no page size lets it grow with the number of mentors."""
+    size = choose_page_size(page_size, len(mentor_ids))
     return [
-        Page(start // size + 1, tuple(mentor_ids[start : start + size]), request)
+        Page(start // size + 1, tuple(mentor_ids[start : start + size]), planned_by)
         for start in range(0, len(mentor_ids), size)
     ]

@@ -20,9 +20,9 @@ from sqlalchemy import Engine, make_url, text
 
 from scenario_pipeline.cli import main
 from scenario_pipeline.doctor.findings import Finding, Status, in_time
-from scenario_pipeline.installation import upgrade
 from scenario_pipeline.storage import database
 from scenario_pipeline.storage.embedded import EmbeddedPostgres
+from scenario_pipeline.upgrade import upgrade
 from scenario_pipeline_tests import world
 from scenario_pipeline_tests.conftest import TOKEN, as_scheduler, set_fsync
 from scenario_pipeline_tests.test_cli import everything_in
@@ -628,7 +628,7 @@ def test_a_daemon_that_fell_silent_is_found(
 
 
 _MAKE_TABLES = """
-from scenario_pipeline.defs.instance import load_instance
+from scenario_pipeline.defs.instance.home import load_instance
 from scenario_pipeline.settings import Settings
 with load_instance(Settings.from_environment()) as instance:
     instance.get_runs_count()

@@ -13,18 +13,19 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, timedelta
 from typing import Any
 
 from sqlalchemy import Connection, Engine, text
 
 from scenario_pipeline.engines import TriggerEngine
 from scenario_pipeline.engines.sql import SqlTriggerEngine
-from scenario_pipeline.events import Report
-from scenario_pipeline.invocation import Invocation
-from scenario_pipeline.records import DispatchMode, Page, PageResult, RunRequest
-from scenario_pipeline.storage import ledger
-from scenario_pipeline.structured_logger import LineSink, StructuredLogger
+from scenario_pipeline.invocation.run import Invocation
+from scenario_pipeline.log.logger import StructuredLogger
+from scenario_pipeline.log.stdout import LineSink
+from scenario_pipeline.records import DispatchMode, Page, PageResult, RunOrder
+from scenario_pipeline.report import Report
+from scenario_pipeline.storage.ledger.invocations import open_invocation
 from scenario_pipeline.time_budget import TimeBudget
 
 DAY = timedelta(days=1)
@@ -248,9 +249,9 @@ def make_request(
     time_budget_seconds: float = 60.0,
     page_size: int | None = None,
     triggered_by: str = "manual",
-) -> RunRequest:
+) -> RunOrder:
     """Return what a run is asked for."""
-    return RunRequest(
+    return RunOrder(
         evaluation_date,
         tuple(scenario_types),
         tuple(organisation_ids),
@@ -262,19 +263,26 @@ def make_request(
     )
 
 
-def make_page(mentor_ids: Sequence[str], evaluation_date: date = D, *, number: int = 1, **request: Any) -> Page:
+@dataclass(frozen=True, kw_only=True)
+class PageOfRun(Page):
+    """A page with the order it is evaluated for."""
+
+    order: RunOrder
+
+
+def make_page(mentor_ids: Sequence[str], evaluation_date: date = D, *, number: int = 1, **request: Any) -> PageOfRun:
     """Return a page; `request` are the keyword arguments of `make_request`."""
-    return Page(number, tuple(mentor_ids), make_request(evaluation_date, **request))
+    return PageOfRun(number=number, mentor_ids=tuple(mentor_ids), order=make_request(evaluation_date, **request))
 
 
-def open_run(connection: Connection, request: RunRequest, invocation_id: str) -> None:
+def open_run(connection: Connection, request: RunOrder, invocation_id: str) -> None:
     """Make sure that the ledger has a row for this invocation."""
-    ledger.open_invocation(connection, request, invocation_id, started_at=datetime.now(UTC), parent_invocation_id=None)
+    open_invocation(connection, request, invocation_id, parent_invocation_id=None)
 
 
 def run_page(
     engine: Engine,
-    page: Page,
+    page: PageOfRun,
     *,
     invocation_id: str | None = None,
     budget: TimeBudget | None = None,
@@ -293,15 +301,15 @@ def run_page(
     """
     invocation_id = invocation_id or new_invocation_id()
     with engine.begin() as connection:
-        open_run(connection, page.request, invocation_id)
-    budget = budget or TimeBudget.start(page.request.time_budget_seconds)
+        open_run(connection, page.order, invocation_id)
+    budget = budget or TimeBudget.start(page.order.time_budget_seconds)
     logger = (log or Log()).logger(invocation_id)
-    return SqlTriggerEngine(evaluate_with or engine).evaluate_page(page, invocation_id, budget, logger)
+    return SqlTriggerEngine(evaluate_with or engine).evaluate_page(page.order, page, invocation_id, budget, logger)
 
 
 def run_invocation(
     engine: Engine,
-    request: RunRequest | None = None,
+    request: RunOrder | None = None,
     *,
     invocation_id: str | None = None,
     log: Log | None = None,

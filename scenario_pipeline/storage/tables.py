@@ -124,6 +124,14 @@ scheduler_runs = Table(
     metadata,
     Column("invocation_id", _UUID, primary_key=True, comment="The invocation, which is the Dagster run id."),
     Column(
+        "number",
+        BigInteger,
+        Identity(always=True),
+        unique=True,
+        nullable=False,
+        comment="Order of the invocations, as the database counted them.",
+    ),
+    Column(
         "triggered_by",
         Text,
         nullable=False,

@@ -2,8 +2,8 @@
 
 from alembic import op
 
-revision = "0005"
-down_revision = "0004"
+revision = "0006"
+down_revision = "0005"
 
 UPGRADE = """
 DO $do$
@@ -66,6 +66,7 @@ BEGIN
         ('scheduler_runs', NULL,
             'The ledger: one row for each invocation. The row is open while its status is running.'),
         ('scheduler_runs', 'invocation_id', 'The invocation, which is the Dagster run id.'),
+        ('scheduler_runs', 'number', 'Order of the invocations, as the database counted them.'),
         ('scheduler_runs', 'triggered_by',
             'dagster_schedule, manual, backfill, sensor, continuation, retry or pg_cron.'),
         ('scheduler_runs', 'evaluation_date', 'The date that was evaluated.'),

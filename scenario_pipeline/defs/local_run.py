@@ -1,0 +1,75 @@
+"""One invocation as a Dagster run of this process (`scenario-pipeline run`).
+
+Belongs here: creating and executing the run. Does not belong here: options or printing (`cli`).
+"""
+
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from datetime import date
+from typing import Any
+
+from dagster import DagsterExecutionInterruptedError, DagsterInstance
+
+from scenario_pipeline.defs.dagster_private import (
+    SINGLETON_REPOSITORY_NAME,
+    LoadableTargetOrigin,
+    ManagedGrpcPythonEnvCodeLocationOrigin,
+    ReconstructableRepository,
+    RemoteRepositoryOrigin,
+    execute_run_iterator,
+)
+from scenario_pipeline.defs.job import JOB_NAME
+
+DEFINITIONS_MODULE = "scenario_pipeline.definitions"
+# As in workspace.yaml.
+LOCATION_NAME = "scenario_pipeline"
+
+
+def execute(
+    instance: DagsterInstance,
+    config: Mapping[str, Any],
+    *,
+    evaluation_date: date | None,
+    on_page: Callable[[int], None],
+) -> None:
+    """Run the job in this process until it ends, fails or is interrupted; its events say how.
+
+    Args:
+        instance: where the run is recorded.
+        config: configuration of `fetch_active_mentors`.
+        evaluation_date: the partition that the run belongs to, where there is one for this date.
+        on_page: called with the number of pages done, each time one is.
+    """
+    job = ReconstructableRepository.for_module(DEFINITIONS_MODULE, "defs").get_reconstructable_job(JOB_NAME)
+    definition = job.get_definition()
+    tags: dict[str, str] = dict(definition.run_tags)
+    if evaluation_date is not None and definition.partitions_def is not None:
+        key = evaluation_date.isoformat()
+        if definition.partitions_def.has_partition_key(key):
+            tags |= definition.get_tags_for_partition_key(key, selected_asset_keys=None)
+    run = instance.create_run_for_job(
+        definition,
+        run_config={
+            "ops": {"fetch_active_mentors": {"config": dict(config)}},
+            # The command line says in one sentence what Dagster's console would say with a stack trace.
+            "loggers": {"console": {"config": {"log_level": "CRITICAL"}}},
+        },
+        tags=tags,
+        job_code_origin=job.get_python_origin(),
+        remote_job_origin=_code_location().get_job_origin(JOB_NAME),
+    )
+    pages = 0
+    with suppress(DagsterExecutionInterruptedError, KeyboardInterrupt):
+        for event in execute_run_iterator(job, run, instance):
+            if event.is_step_success and (event.step_key or "").startswith("evaluate_mentor"):
+                pages += 1
+                on_page(pages)
+
+
+def _code_location() -> RemoteRepositoryOrigin:
+    """Return what workspace.yaml describes, so that the web UI knows whose run this is."""
+    target = LoadableTargetOrigin(executable_path=sys.executable, module_name=DEFINITIONS_MODULE)
+    return RemoteRepositoryOrigin(
+        ManagedGrpcPythonEnvCodeLocationOrigin(target, LOCATION_NAME), SINGLETON_REPOSITORY_NAME
+    )
