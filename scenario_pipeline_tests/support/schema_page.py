@@ -13,6 +13,8 @@ from sqlalchemy.dialects import postgresql
 
 from scenario_pipeline.storage.tables import SCHEMA, metadata, source_metadata
 
+# Untyped in SQLAlchemy.
+_POSTGRES = postgresql.dialect()  # type: ignore[no-untyped-call]
 PAGE = Path(__file__).resolve().parent.parent.parent / "docs" / "reference" / "schema.md"
 _HEAD = f"""# Schema
 
@@ -54,7 +56,7 @@ def _table(table: Table) -> str:
 
 def _row(column: Column[object], *, is_view: bool) -> str:
     name = f"`{column.name}`" + (" (key)" if column.primary_key else "")
-    kind = str(column.type.compile(dialect=postgresql.dialect())).lower()
+    kind = str(column.type.compile(dialect=_POSTGRES)).lower()
     return f"| {name} | `{kind}` | {'yes' if column.nullable and not is_view else 'no'} | {column.comment} |"
 
 
