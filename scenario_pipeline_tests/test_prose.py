@@ -1,4 +1,4 @@
-"""The English of the README and the docs, as far as it can be measured."""
+"""The English of the README, the changelog and the docs, as far as it can be measured."""
 
 from __future__ import annotations
 
@@ -9,7 +9,11 @@ import pytest
 
 PROJECT = Path(__file__).resolve().parent.parent
 # The contract is shipped as it was written.
-PAGES = [PROJECT / "README.md", *sorted(p for p in (PROJECT / "docs").rglob("*.md") if p.name != "contract.md")]
+PAGES = [
+    PROJECT / "README.md",
+    PROJECT / "CHANGELOG.md",
+    *sorted(p for p in (PROJECT / "docs").rglob("*.md") if p.name != "contract.md"),
+]
 MOST_WORDS = 35
 
 
