@@ -136,6 +136,6 @@ def test_an_executor_that_starts_processes_is_refused_before_anything_is_decided
     result = execute_job(reconstructable(job_with_a_process_a_step), instance=instance, run_config=config)
     assert not result.success
     [failure] = [event for event in result.all_events if event.is_step_failure]
-    assert "The executor multiprocess is refused" in str(failure.step_failure_data.user_failure_data)
+    assert "is refused, since a run is one process" in str(failure.step_failure_data.user_failure_data)
     assert capfd.readouterr().out == ""
     assert world.sent(engine) == []
