@@ -28,7 +28,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from scenario_pipeline.doctor.findings import STATEMENT_SECONDS, Finding, Status
 from scenario_pipeline.errors import ErrorInfo, ErrorType, SystemicError, UserError, classify
-from scenario_pipeline.settings import PROJECT_FOLDER, Settings
+from scenario_pipeline.settings import PACKAGE_FOLDER, PROJECT_FOLDER, Settings, is_checkout
 from scenario_pipeline.storage import database, ledger
 from scenario_pipeline.structured_logger import STDOUT_SINK, LineSink
 
@@ -278,16 +278,27 @@ def unrecorded_instance() -> DagsterInstance:
     return DagsterInstance.ephemeral()
 
 
+def dagster_file(settings: Settings, name: str) -> Path:
+    """Return the `dagster.yaml` or `workspace.yaml` that holds.
+
+    The operator's own in `SCENARIO_HOME` comes first, then the checkout's. The package has a copy of the checkout's.
+    """
+    own = settings.home / name
+    if own.exists():
+        return own
+    return PROJECT_FOLDER / name if is_checkout(PROJECT_FOLDER) else PACKAGE_FOLDER / "defs" / "instance" / name
+
+
 def prepare_dagster_home(settings: Settings) -> Path:
-    """Create Dagster's home with the project's `dagster.yaml` in it, for processes that are told `DAGSTER_HOME`."""
-    source = PROJECT_FOLDER / "dagster.yaml"
+    """Create Dagster's home with both files in it, for processes that are started with `DAGSTER_HOME` alone."""
     home = dagster_home(settings)
-    target = home / source.name
     try:
-        content = source.read_text(encoding="utf-8")
         home.mkdir(parents=True, exist_ok=True)
-        if not target.exists() or target.read_text(encoding="utf-8") != content:
-            target.write_text(content, encoding="utf-8")
+        for name in ("dagster.yaml", "workspace.yaml"):
+            content = dagster_file(settings, name).read_text(encoding="utf-8")
+            target = home / name
+            if not target.exists() or target.read_text(encoding="utf-8") != content:
+                target.write_text(content, encoding="utf-8")
     except OSError as exc:
         raise UserError(f"Dagster's home {home} cannot be prepared: {exc.strerror}.", exit_status=1) from None
     return home

@@ -25,9 +25,9 @@ from dagster._core.execution.api import execute_run_iterator
 from dagster._core.remote_origin import ManagedGrpcPythonEnvCodeLocationOrigin, RemoteRepositoryOrigin
 from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 
-from scenario_pipeline.defs.instance import prepare_dagster_home
+from scenario_pipeline.defs.instance import dagster_file, prepare_dagster_home
 from scenario_pipeline.defs.scheduler import JOB_NAME
-from scenario_pipeline.settings import PROJECT_FOLDER, Settings
+from scenario_pipeline.settings import Settings
 
 DEFINITIONS_MODULE = "scenario_pipeline.definitions"
 # As in workspace.yaml.
@@ -108,7 +108,7 @@ def serve(settings: Settings, host: str, port: int, *, on_ready: Callable[[str],
         "-p",
         str(port),
         "-w",
-        str(PROJECT_FOLDER / "workspace.yaml"),
+        str(dagster_file(settings, "workspace.yaml")),
     ]
     # A session of its own: an interrupt of the terminal reaches only us, and we stop the services in order.
     services = subprocess.Popen(command, cwd=home, env=os.environ | {"DAGSTER_HOME": str(home)}, start_new_session=True)
