@@ -6,7 +6,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-import yaml
+import yaml  # type: ignore[import-untyped]
 
 from scenario_pipeline.defs import instance, launch
 from scenario_pipeline.defs.instance import prepare_dagster_home
