@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from pathlib import Path
 
@@ -45,6 +46,17 @@ def test_the_users_data_folder_is_the_usual_one_unless_a_whole_path_is_named(
 def test_the_project_knows_its_own_checkout() -> None:
     assert is_checkout(PROJECT)
     assert tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["name"] == PROJECT_NAME
+
+
+def test_every_python_that_is_promised_is_tried() -> None:
+    """A classifier that no test stands behind is a guess."""
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    workflow = yaml.safe_load((PROJECT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8"))
+    promised = re.findall(r":: Python :: (3\.\d+)$", "\n".join(project["classifiers"]), flags=re.M)
+    assert promised == ["3.11", "3.12", "3.13"]
+    assert project["requires-python"] == ">=3.11,<3.14"
+    for job in ("tests", "wheel"):
+        assert workflow["jobs"][job]["strategy"]["matrix"]["python-version"] == promised
 
 
 @pytest.mark.parametrize("name", ["dagster.yaml", "workspace.yaml"])
