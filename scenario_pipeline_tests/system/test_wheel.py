@@ -189,7 +189,7 @@ def test_the_sdist_holds_what_a_build_needs(built: Path) -> None:
 
 
 def test_the_first_command_works_in_an_empty_folder(installation: Installation, commands: Path) -> None:
-    """Whoever only wants to use the project has no checkout; a virtual environment is thrown away without a thought."""
+    """A user has no checkout, and throws a virtual environment away without a thought."""
     stranger_accepts(installation.first_log)
     assert [path.name for path in installation.home.rglob("scenario-pipeline")] == ["scenario-pipeline"]
     data = installation.home / ".local" / "share" / "scenario-pipeline"
