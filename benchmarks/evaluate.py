@@ -17,22 +17,22 @@ from datetime import UTC, datetime
 
 from sqlalchemy import text
 
-from scenario_pipeline.demo import load_demo
 from scenario_pipeline.engines.statement import decision_statement
-from scenario_pipeline.installation import upgrade
+from scenario_pipeline.loading.demo import load_demo
+from scenario_pipeline.log.stdout import STDOUT_SINK
 from scenario_pipeline.scenarios import registry
 from scenario_pipeline.settings import Settings
 from scenario_pipeline.storage import database
 from scenario_pipeline.storage.source import Access
-from scenario_pipeline.structured_logger import STDOUT_SINK
+from scenario_pipeline.upgrade import upgrade
 
 ACTIVITIES = 30
 
 
 def measure(mentors: int, pairs: int) -> None:
     """Load `mentors`, take turns, print one line."""
-    from scenario_pipeline.defs.instance import load_instance
-    from scenario_pipeline.defs.launch import execute
+    from scenario_pipeline.defs.instance.home import load_instance
+    from scenario_pipeline.defs.local_run import execute
 
     with tempfile.TemporaryDirectory() as folder:
         os.environ["SCENARIO_HOME"] = folder

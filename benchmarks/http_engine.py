@@ -22,28 +22,29 @@ from datetime import UTC, datetime
 
 from sqlalchemy import Engine, text
 
-from scenario_pipeline.demo import load_demo
 from scenario_pipeline.engines import TriggerEngine
-from scenario_pipeline.engines.http import HttpTriggerEngine
+from scenario_pipeline.engines.http.client import RemoteOptions
+from scenario_pipeline.engines.http.engine import HttpTriggerEngine
 from scenario_pipeline.engines.sql import SqlTriggerEngine
-from scenario_pipeline.installation import upgrade
-from scenario_pipeline.records import Page, RunRequest
+from scenario_pipeline.loading.demo import load_demo
+from scenario_pipeline.log.logger import StructuredLogger
+from scenario_pipeline.log.stdout import LineSink
+from scenario_pipeline.records import Page, RunOrder
 from scenario_pipeline.scenarios import registry
 from scenario_pipeline.settings import Settings
-from scenario_pipeline.storage import database, ledger
-from scenario_pipeline.structured_logger import LineSink, StructuredLogger
+from scenario_pipeline.storage import database
+from scenario_pipeline.storage.ledger.invocations import open_invocation
 from scenario_pipeline.time_budget import TimeBudget
+from scenario_pipeline.upgrade import upgrade
 
 SAMPLE = 300
 
 
-def rate(trigger_engine: TriggerEngine, engine: Engine, mentor_ids: tuple[str, ...], request: RunRequest) -> float:
+def rate(trigger_engine: TriggerEngine, engine: Engine, mentor_ids: tuple[str, ...], request: RunOrder) -> float:
     """Evaluate one page of all mentors in an invocation of its own; return mentors a second."""
     invocation_id = str(uuid.uuid4())
     with engine.begin() as connection:
-        ledger.open_invocation(
-            connection, request, invocation_id, started_at=datetime.now(UTC), parent_invocation_id=None
-        )
+        open_invocation(connection, request, invocation_id, started_at=datetime.now(UTC), parent_invocation_id=None)
     logger = StructuredLogger(LineSink(os.open(os.devnull, os.O_WRONLY)))
     started = time.perf_counter()
     result = trigger_engine.evaluate_page(
@@ -81,10 +82,10 @@ def measure(mentors: int, pairs: int) -> None:
             url = f"http://127.0.0.1:{json.loads(served.stdout.readline())['port']}"
             # Nobody reads its events; a full pipe would hold it up.
             threading.Thread(target=served.stdout.read, daemon=True).start()
-            request = RunRequest(today, tuple(registry()), (), "dry_run", "http", 600.0, None, "manual")
+            request = RunOrder(today, tuple(registry()), (), "dry_run", "http", 600.0, None, "manual")
             concurrency, chunk_size = settings.engine_concurrency, settings.engine_chunk_size
-            over_http = HttpTriggerEngine(engine, url, None, concurrency=concurrency, chunk_size=chunk_size)
-            one_by_one = HttpTriggerEngine(engine, url, None, concurrency=1, chunk_size=1)
+            over_http = HttpTriggerEngine(engine, RemoteOptions(url, None, concurrency, chunk_size))
+            one_by_one = HttpTriggerEngine(engine, RemoteOptions(url, None, 1, 1))
             rates: dict[str, list[float]] = {"http": [], "sql": [], "sequence": []}
             for turn in range(pairs + 1):
                 found = {

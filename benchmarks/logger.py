@@ -15,8 +15,9 @@ import time
 import uuid
 
 from scenario_pipeline.errors import ErrorType
-from scenario_pipeline.events import MentorEvaluationError
-from scenario_pipeline.structured_logger import LineSink, StructuredLogger
+from scenario_pipeline.log.logger import StructuredLogger
+from scenario_pipeline.log.stdout import LineSink
+from scenario_pipeline.log.vocabulary import MentorEvaluationError
 
 MESSAGES = {
     "from a SQLSTATE": "SQLSTATE 22012 division_by_zero, table scenario_notifications",

@@ -19,13 +19,13 @@ from datetime import UTC, date, datetime
 
 from sqlalchemy import Engine, make_url, text
 
-from scenario_pipeline.demo import load_demo
 from scenario_pipeline.engines.statement import decision_statement
-from scenario_pipeline.installation import upgrade
+from scenario_pipeline.loading.demo import load_demo
 from scenario_pipeline.scenarios import registry
 from scenario_pipeline.settings import Settings
 from scenario_pipeline.storage import database
 from scenario_pipeline.storage.source import access_of
+from scenario_pipeline.upgrade import upgrade
 
 ACTIVITIES = 30
 WAYS = {"owner": "scenario_owner", "BYPASSRLS": "scenario_scheduler", "functions": "held_back"}

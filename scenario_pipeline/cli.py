@@ -22,21 +22,23 @@ import click
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
-from scenario_pipeline import demo as demo_data
-from scenario_pipeline import events as event_log
-from scenario_pipeline import importer
 from scenario_pipeline.doctor.database import examine_database
+from scenario_pipeline.doctor.environment import examine_trigger_engine, examine_web_server
 from scenario_pipeline.doctor.findings import Finding, Status, in_time, overall
-from scenario_pipeline.doctor.surroundings import examine_trigger_engine, examine_web_server
-from scenario_pipeline.engines.statement import check_source
+from scenario_pipeline.engines.source_check import check_source
 from scenario_pipeline.errors import ErrorInfo, SystemicError, UserError, classify
-from scenario_pipeline.installation import upgrade
+from scenario_pipeline.loading.demo import is_empty, load_demo
+from scenario_pipeline.loading.merge import import_folder
+from scenario_pipeline.log.logger import utc_now
+from scenario_pipeline.log.schema import json_schema
+from scenario_pipeline.log.stdout import STDOUT_SINK
+from scenario_pipeline.log.validation import violations
 from scenario_pipeline.records import DISPATCH_MODES, parse_date
 from scenario_pipeline.scenarios import registry, select_scenarios
 from scenario_pipeline.settings import ENGINES, Settings, check_page_size, check_time_budget, is_loopback
 from scenario_pipeline.storage import database, source
 from scenario_pipeline.storage.roles import OWNER, may_upgrade
-from scenario_pipeline.structured_logger import STDOUT_SINK, utc_now
+from scenario_pipeline.upgrade import upgrade
 
 EXIT_COMPLETED, EXIT_FAILED, EXIT_PARTIAL = 0, 1, 3
 
@@ -182,8 +184,8 @@ def run(
 
 def _run(settings: Settings, config: dict[str, Any], evaluation_date: date) -> int:
     """Execute one invocation and return the exit status that its closing events stand for."""
-    from scenario_pipeline.defs.instance import load_instance, unrecorded_instance
-    from scenario_pipeline.defs.launch import execute
+    from scenario_pipeline.defs.instance.home import load_instance, unrecorded_instance
+    from scenario_pipeline.defs.local_run import execute
 
     # dagster-postgres warns through the root logger, in the driver's own words.
     logging.root.addHandler(logging.NullHandler())
@@ -266,7 +268,7 @@ def import_(folder: str) -> None:
     with opened(Settings.from_environment()) as engine, progress("rows read") as show:
         checked_schema(engine)
         _check_tables_are_read(engine)
-        counts = importer.import_folder(engine, Path(folder), progress=lambda _name, count: show(count))
+        counts = import_folder(engine, Path(folder), progress=lambda _name, count: show(count))
     say("Imported " + ", ".join(f"{count:,} {name}" for name, count in counts.items()) + ".")
 
 
@@ -281,10 +283,10 @@ def demo(mentors: int, seed: int) -> None:
         checked_schema(engine)
         _check_tables_are_read(engine)
         with engine.connect() as connection:
-            if not demo_data.is_empty(connection):
+            if not is_empty(connection):
                 # The next run would notify real organisations about invented mentors.
                 raise UserError("Demonstration data is loaded only where there are no mentors yet.", exit_status=1)
-        counts = demo_data.load_demo(
+        counts = load_demo(
             engine,
             mentors=mentors,
             seed=seed,
@@ -306,9 +308,9 @@ def _check_tables_are_read(engine: Engine) -> None:
 def _load_demo_if_empty(engine: Engine, settings: Settings) -> None:
     checked_schema(engine)
     with engine.connect() as connection:
-        empty = demo_data.is_empty(connection)
+        empty = is_empty(connection)
     if empty:
-        demo_data.load_demo(engine, today=settings.today(utc_now()))
+        load_demo(engine, today=settings.today(utc_now()))
         say("Loaded the demonstration data.")
 
 
@@ -362,7 +364,7 @@ def events_() -> None:
 @one_sentence
 def events_schema() -> None:
     """Print the JSON Schema of one line of the event log."""
-    click.echo(json.dumps(event_log.json_schema(), indent=2))
+    click.echo(json.dumps(json_schema(), indent=2))
 
 
 @events_.command("validate")
@@ -371,7 +373,7 @@ def events_schema() -> None:
 def events_validate(file: Any) -> None:
     """Check an event log (FILE, or stdin): strict JSON, schema, grammar, identities; exit status 1 if any is broken."""
     found = 0
-    for sentence in event_log.violations(file):
+    for sentence in violations(file):
         click.echo(sentence)
         found += 1
     say(f"{found} violations.")
@@ -384,7 +386,7 @@ def events_validate(file: Any) -> None:
 @one_sentence
 def up(host: str, port: int) -> None:
     """Start the database, Dagster's web server and its daemon; one interrupt stops all of it."""
-    from scenario_pipeline.defs.launch import serve
+    from scenario_pipeline.defs.dev_server import serve
 
     settings = Settings.from_environment()
     _check_address(host, port)
@@ -409,18 +411,19 @@ def up(host: str, port: int) -> None:
 @one_sentence
 def engine(host: str, port: int, allow_anonymous: bool) -> None:
     """Serve the trigger engine over HTTP, for schedulers with SCENARIO_ENGINE=http; its events go to stdout."""
-    from scenario_pipeline.engines import service
+    from scenario_pipeline.engines.service.app import CONNECTIONS
+    from scenario_pipeline.engines.service.server import check_may_start, serve
 
     settings = Settings.from_environment()
-    service.check_may_start(host, settings.engine_token, allow_anonymous=allow_anonymous)
-    with opened(settings, connections=service.CONNECTIONS) as database_engine:
+    check_may_start(host, settings.engine_token, allow_anonymous=allow_anonymous)
+    with opened(settings, connections=CONNECTIONS) as database_engine:
         checked_schema(database_engine)
         with database_engine.connect() as connection:
             check_source(connection, list(registry()))
         with _listen(host, port) as listener:
             shown = f"[{host}]" if ":" in host else host
             url = f"http://{shown}:{listener.getsockname()[1]}"
-            service.serve(
+            serve(
                 database_engine,
                 listener,
                 settings.engine_token,
@@ -446,7 +449,7 @@ def doctor(as_json: bool) -> None:
 
     Exit status: 0 nothing to mend, 1 a problem, 2 something could not be looked at.
     """
-    from scenario_pipeline.defs.instance import examine_instance
+    from scenario_pipeline.defs.instance.examination import examine_instance
 
     try:
         settings = Settings.from_environment()

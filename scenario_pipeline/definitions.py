@@ -2,10 +2,10 @@
 
 from dagster import Definitions, in_process_executor
 
+from scenario_pipeline.defs.assets import scenario_notifications, source_tables
 from scenario_pipeline.defs.checks import error_rate, events_match_ledger
-from scenario_pipeline.defs.lineage import scenario_notifications, source_tables
+from scenario_pipeline.defs.job import mentor_scenario_evaluations, scenario_scheduler
 from scenario_pipeline.defs.resources import SchedulerResource, StructuredLoggerResource
-from scenario_pipeline.defs.scheduler import mentor_scenario_evaluations, scenario_scheduler
 from scenario_pipeline.defs.schedules import schedules
 from scenario_pipeline.defs.sensors import (
     close_dead_invocations,

@@ -158,8 +158,8 @@ def _classify_driver_error(orig: BaseException | None, *, disconnected: bool) ->
     name = _CAMEL.sub("_", type(orig).__name__).lower()
     sentence = f"SQLSTATE {state} {name}"
     diagnostic = getattr(orig, "diag", None)
-    if state.startswith(_NO_VALUES) and (told := getattr(diagnostic, "message_primary", None)):
-        sentence += f": {told}"
+    if state.startswith(_NO_VALUES) and (reported := getattr(diagnostic, "message_primary", None)):
+        sentence += f": {reported}"
     for label, value in (
         ("constraint", getattr(diagnostic, "constraint_name", None)),
         ("table", getattr(diagnostic, "table_name", None)),

@@ -21,7 +21,7 @@ LIVE_DAYS = 3
 
 
 @dataclass(frozen=True)
-class RunRequest:
+class RunOrder:
     """What one invocation is to do.
 
     Attributes:
@@ -29,7 +29,7 @@ class RunRequest:
         scenario_types: sorted names of installed scenarios.
         organisation_ids: sorted ids of the organisations to evaluate; empty for all.
         dispatch_mode: `live` writes notifications, `dry_run` rolls them back.
-        engine: name of the trigger engine.
+        engine_name: name of the trigger engine.
         time_budget_seconds: how long the invocation may evaluate.
         page_size: mentors a page, or None to choose by the number of mentors.
         triggered_by: who asked for it, one of `events.TRIGGERED_BY`.
@@ -40,7 +40,7 @@ class RunRequest:
     scenario_types: tuple[str, ...]
     organisation_ids: tuple[str, ...]
     dispatch_mode: DispatchMode
-    engine: str
+    engine_name: str
     time_budget_seconds: float
     page_size: int | None
     triggered_by: str
@@ -59,13 +59,13 @@ class Page:
     Attributes:
         number: 1 for the first page.
         mentor_ids: in the order of evaluation.
-        request: what the invocation is to do, so that a step can run in any process.
+        order: what the invocation is to do, so that a step can run in any process.
         planned_by: the invocation that made the list: a re-execution from failure evaluates pages of its parent.
     """
 
     number: int
     mentor_ids: tuple[str, ...]
-    request: RunRequest
+    order: RunOrder
     planned_by: str | None = None
 
 
@@ -84,13 +84,13 @@ class PageResult:
     Attributes:
         stats: what became of the mentors that were settled.
         errors: those of them whose evaluation failed.
-        left: the mentors that are left to the next run, in the order of the page.
+        unprocessed: the mentors that are left to the next run, in the order of the page.
         failure: why they are left, if the run cannot go on; None if the time budget ended.
     """
 
     stats: BatchStats
     errors: tuple[MentorError, ...] = ()
-    left: tuple[str, ...] = ()
+    unprocessed: tuple[str, ...] = ()
     failure: ErrorInfo | None = None
 
 
@@ -104,7 +104,7 @@ class PageEvaluated:
 
 
 @dataclass(frozen=True)
-class PageLeft:
+class PageUnprocessed:
     """The page, or the rest of it, was not evaluated: the budget was spent, or the run had failed (see `failure`)."""
 
     invocation_id: str
@@ -112,7 +112,7 @@ class PageLeft:
     failure: ErrorInfo | None = None
 
 
-PageOutcome = PageEvaluated | PageLeft
+PageOutcome = PageEvaluated | PageUnprocessed
 
 
 def parse_date(text: str) -> date | None:
@@ -153,10 +153,10 @@ def choose_page_size(requested: int | None, mentors: int) -> int:
     return max(1000, -(-mentors // 64))
 
 
-def paginate(mentor_ids: Sequence[str], request: RunRequest) -> list[Page]:
+def paginate(mentor_ids: Sequence[str], order: RunOrder) -> list[Page]:
     """Cut the mentors into pages, in their order."""
-    size = choose_page_size(request.page_size, len(mentor_ids))
+    size = choose_page_size(order.page_size, len(mentor_ids))
     return [
-        Page(start // size + 1, tuple(mentor_ids[start : start + size]), request)
+        Page(start // size + 1, tuple(mentor_ids[start : start + size]), order)
         for start in range(0, len(mentor_ids), size)
     ]

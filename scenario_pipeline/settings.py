@@ -27,9 +27,8 @@ DEFAULT_ENGINE_CONCURRENCY, MAX_ENGINE_CONCURRENCY = 4, 64
 DEFAULT_ENGINE_CHUNK_SIZE, MAX_ENGINE_CHUNK_SIZE = 100, 1000
 ENGINES = ("sql", "http")
 
-PACKAGE_FOLDER = Path(__file__).resolve().parent
 # In a checkout the folder that holds pyproject.toml, dagster.yaml and workspace.yaml; else only `site-packages`.
-PROJECT_FOLDER = PACKAGE_FOLDER.parent
+PROJECT_FOLDER = Path(__file__).resolve().parent.parent
 PROJECT_NAME = "scenario-pipeline"
 
 

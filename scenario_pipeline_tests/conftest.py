@@ -21,13 +21,12 @@ from dagster import DagsterInstance, DagsterRunStatus, ExecuteInProcessResult
 from sqlalchemy import Engine, make_url, text
 
 from scenario_pipeline.definitions import defs
-from scenario_pipeline.defs.scheduler import JOB_NAME
-from scenario_pipeline.engines import service
-from scenario_pipeline.engines.service import EngineService
-from scenario_pipeline.importer import import_folder
-from scenario_pipeline.installation import upgrade
+from scenario_pipeline.defs.job import JOB_NAME
+from scenario_pipeline.engines.service.app import CONNECTIONS, EngineService
+from scenario_pipeline.loading.merge import import_folder
 from scenario_pipeline.storage import database
 from scenario_pipeline.storage.embedded import EmbeddedPostgres
+from scenario_pipeline.upgrade import upgrade
 from scenario_pipeline_tests import world
 from scenario_pipeline_tests.world import Log
 
@@ -266,7 +265,7 @@ def engine_log() -> Log:
 @pytest.fixture
 def served(scheduler_url: str, engine_log: Log) -> Iterator[str]:
     """The base URL of a service on this test's own database."""
-    pool = database.connect(scheduler_url, connections=service.CONNECTIONS)
+    pool = database.connect(scheduler_url, connections=CONNECTIONS)
     with serving(EngineService(pool, TOKEN, engine_log.logger(""))) as url:
         yield url
     pool.dispose()

@@ -22,16 +22,15 @@ from dagster import (
 )
 from sqlalchemy import Engine, text
 
-from scenario_pipeline.audit import disagreements
 from scenario_pipeline.batch_stats import BatchStats
 from scenario_pipeline.definitions import defs
+from scenario_pipeline.defs.assets import EVALUATIONS
 from scenario_pipeline.defs.checks import error_rate, events_match_ledger, events_match_ledger_result
-from scenario_pipeline.defs.instance import captured_lines
-from scenario_pipeline.defs.lineage import EVALUATIONS
+from scenario_pipeline.defs.instance.captured_output import captured_lines
+from scenario_pipeline.defs.job import JOB_NAME, mentor_scenario_evaluations
+from scenario_pipeline.defs.reconcile import disagreements
 from scenario_pipeline.defs.resources import SchedulerResource, StructuredLoggerResource
-from scenario_pipeline.defs.scheduler import JOB_NAME, mentor_scenario_evaluations
-from scenario_pipeline.storage import ledger
-from scenario_pipeline.storage.ledger import ClosedInvocation
+from scenario_pipeline.storage.ledger.closed import ClosedInvocation, closed_invocations
 from scenario_pipeline_tests import world
 from scenario_pipeline_tests.test_scheduler_job import lose_the_connection_for, refuse_notifications_of, ten_mentors
 from scenario_pipeline_tests.world import D
@@ -92,7 +91,7 @@ def execute_checks(instance: DagsterInstance) -> ExecuteInProcessResult:
 
 def of_date(engine: Engine) -> list[ClosedInvocation]:
     with engine.connect() as connection:
-        return ledger.closed_invocations(connection, D)
+        return closed_invocations(connection, D)
 
 
 def test_a_run_of_the_job_evaluates_both_checks_for_its_date(

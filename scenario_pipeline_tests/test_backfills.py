@@ -17,10 +17,10 @@ from dagster import DagsterInstance, RunRequest, build_schedule_context, materia
 from sqlalchemy import Engine, text
 
 from scenario_pipeline.definitions import defs
+from scenario_pipeline.defs.assets import EVALUATIONS, NOTIFICATIONS
 from scenario_pipeline.defs.checks import error_rate, events_match_ledger
-from scenario_pipeline.defs.lineage import EVALUATIONS, NOTIFICATIONS
+from scenario_pipeline.defs.job import mentor_scenario_evaluations
 from scenario_pipeline.defs.resources import SchedulerResource, StructuredLoggerResource
-from scenario_pipeline.defs.scheduler import mentor_scenario_evaluations
 from scenario_pipeline.storage import database
 from scenario_pipeline_tests import world
 from scenario_pipeline_tests.conftest import RunJob, as_scheduler

@@ -11,19 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scenario_pipeline.batch_stats import DISPATCHED, SUPPRESSION_REASONS, BatchStats
-from scenario_pipeline.records import (
-    Page,
-    RunRequest,
-    choose_page_size,
-    paginate,
-    resolve_dispatch_mode,
-)
+from scenario_pipeline.records import Page, RunOrder, choose_page_size, paginate, resolve_dispatch_mode
 from scenario_pipeline.time_budget import TimeBudget
 
 ORGANISATIONS = ("", "oslo", "bergen", "tromsø")
 SCENARIOS = ("milestone", "inactivity", "certification_expiry")
 TODAY = date(2026, 3, 1)
-REQUEST = RunRequest(TODAY, ("inactivity", "milestone"), (), "live", "sql", 30.0, None, "manual")
+REQUEST = RunOrder(TODAY, ("inactivity", "milestone"), (), "live", "sql", 30.0, None, "manual")
 
 _counts = st.integers(min_value=1, max_value=10**6)
 _outcomes = st.tuples(
@@ -188,7 +182,7 @@ def test_a_step_in_another_process_goes_on_with_what_the_first_left() -> None:
     [(30.0, 30_000), (0.5, 500), (0.0015, 2), (0.0001, 1), (86_400.0, 86_400_000)],
 )
 def test_a_budget_is_reported_in_whole_milliseconds_and_never_as_none(seconds: float, milliseconds: int) -> None:
-    request = RunRequest(TODAY, (), (), "live", "sql", seconds, None, "manual")
+    request = RunOrder(TODAY, (), (), "live", "sql", seconds, None, "manual")
     assert (request.time_budget_ms, type(request.time_budget_ms)) == (milliseconds, int)
 
 
@@ -242,11 +236,11 @@ def test_no_number_of_mentors_needs_more_than_sixty_four_pages(mentors: int) -> 
 @without_database
 def test_pages_hold_every_mentor_once_and_in_order(mentors: list[str], size: int | None) -> None:
     """A mentor on no page is never evaluated; the order is what lets the next run go on where this one ended."""
-    request = RunRequest(TODAY, ("inactivity",), (), "live", "sql", 30.0, size, "manual")
+    request = RunOrder(TODAY, ("inactivity",), (), "live", "sql", 30.0, size, "manual")
     pages = paginate(mentors, request)
     assert [mentor for page in pages for mentor in page.mentor_ids] == mentors
     assert [page.number for page in pages] == list(range(1, len(pages) + 1))
-    assert [page.request for page in pages] == [request] * len(pages)
+    assert [page.order for page in pages] == [request] * len(pages)
     assert all(len(page.mentor_ids) == (size or 1000) for page in pages[:-1])
     assert all(page.mentor_ids for page in pages)
 

@@ -22,12 +22,12 @@ from dagster import build_run_status_sensor_context
 from sqlalchemy import Engine, create_engine, text
 
 from scenario_pipeline.cli import main
-from scenario_pipeline.defs.instance import load_instance
+from scenario_pipeline.defs.instance.home import load_instance
 from scenario_pipeline.defs.sensors import close_dead_invocations, lost_runs
+from scenario_pipeline.log.logger import utc_now
 from scenario_pipeline.settings import Settings
 from scenario_pipeline.storage import database
 from scenario_pipeline.storage.embedded import EmbeddedPostgres
-from scenario_pipeline.structured_logger import utc_now
 from scenario_pipeline_tests import world
 from scenario_pipeline_tests.conftest import COMMUNITY, as_scheduler
 from scenario_pipeline_tests.test_scheduler_job import stranger_accepts

@@ -9,7 +9,8 @@ import pytest
 from sqlalchemy import Engine, text
 
 from scenario_pipeline.engines.sql import SqlTriggerEngine
-from scenario_pipeline.invocation import Invocation, close_dead_invocation
+from scenario_pipeline.invocation.closing import close_dead_invocation
+from scenario_pipeline.invocation.run import Invocation
 from scenario_pipeline_tests import world
 from scenario_pipeline_tests.test_scheduler_job import refuse_notifications_of, stranger_accepts, ten_mentors
 from scenario_pipeline_tests.world import Log

@@ -19,10 +19,10 @@ from sqlalchemy import Engine
 
 from scenario_pipeline.batch_stats import DISPATCHED, BatchStats
 from scenario_pipeline.definitions import defs
-from scenario_pipeline.defs.lineage import EVALUATIONS, NOTIFICATIONS
+from scenario_pipeline.defs.assets import EVALUATIONS, NOTIFICATIONS
+from scenario_pipeline.defs.job import scenario_scheduler
 from scenario_pipeline.defs.run_configuration import RunConfiguration
 from scenario_pipeline.defs.run_metadata import MAX_TABLE_ROWS, outcome_table
-from scenario_pipeline.defs.scheduler import scenario_scheduler
 from scenario_pipeline.errors import UserError
 from scenario_pipeline_tests import world
 from scenario_pipeline_tests.conftest import RunJob

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 from sqlalchemy import Date, Engine, literal, select, true
 
-from scenario_pipeline.demo import is_empty, load_demo
 from scenario_pipeline.errors import UserError
-from scenario_pipeline.installation import upgrade
+from scenario_pipeline.loading.demo import is_empty, load_demo
 from scenario_pipeline.scenarios import registry
 from scenario_pipeline.storage import database
 from scenario_pipeline.storage.embedded import EmbeddedPostgres
 from scenario_pipeline.storage.tables import organisations, peer_mentors, scenario_evaluation_config
+from scenario_pipeline.upgrade import upgrade
 
 TODAY = date(2026, 3, 1)
 TABLES = ("organisations", "peer_mentors", "mentor_activities", "mentor_certifications")

@@ -23,12 +23,12 @@ from scenario_pipeline.cli import main
 from scenario_pipeline.doctor.database import _CHECKS, examine_database
 from scenario_pipeline.doctor.findings import YOUR_OWN_TABLES, Finding, Status
 from scenario_pipeline.errors import SystemicError
-from scenario_pipeline.installation import upgrade
 from scenario_pipeline.settings import Settings
 from scenario_pipeline.storage import database, source
 from scenario_pipeline.storage.embedded import EmbeddedPostgres
 from scenario_pipeline.storage.roles import OWNER, READER, SCHEDULER
 from scenario_pipeline.storage.source import Access
+from scenario_pipeline.upgrade import upgrade
 from scenario_pipeline_tests import world
 from scenario_pipeline_tests.deployment import (
     PAGE,

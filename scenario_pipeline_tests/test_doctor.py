@@ -20,9 +20,9 @@ from sqlalchemy import Engine, make_url, text
 
 from scenario_pipeline.cli import main
 from scenario_pipeline.doctor.findings import Finding, Status, in_time
-from scenario_pipeline.installation import upgrade
 from scenario_pipeline.storage import database
 from scenario_pipeline.storage.embedded import EmbeddedPostgres
+from scenario_pipeline.upgrade import upgrade
 from scenario_pipeline_tests import world
 from scenario_pipeline_tests.conftest import TOKEN, as_scheduler, set_fsync
 from scenario_pipeline_tests.test_cli import everything_in

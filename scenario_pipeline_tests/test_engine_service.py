@@ -27,9 +27,9 @@ from schemathesis import GenerationMode, checks
 from sqlalchemy import Engine, event, text
 
 from scenario_pipeline import cli
-from scenario_pipeline.engines import service
 from scenario_pipeline.engines.api import EVALUATIONS_PATH, HEALTH_PATH
-from scenario_pipeline.engines.service import EngineService, check_may_start
+from scenario_pipeline.engines.service.app import EVALUATIONS, EngineService, _remove_old_replies
+from scenario_pipeline.engines.service.server import check_may_start
 from scenario_pipeline.errors import UserError
 from scenario_pipeline.storage import database
 from scenario_pipeline_tests import world
@@ -280,11 +280,11 @@ def test_health_needs_no_token_and_looks_at_the_database(served: str, engine: En
 
 def test_a_busy_service_is_well_and_requests_wait_for_their_turn(served: str, engine: Engine) -> None:
     """A supervisor that takes a busy engine for a dead one restarts it, and so makes it slower."""
-    ids = quiet_mentors(engine, service.EVALUATIONS + 2)
+    ids = quiet_mentors(engine, EVALUATIONS + 2)
     with engine.connect() as connection, ThreadPoolExecutor(len(ids)) as pool:
         connection.execute(text("LOCK TABLE scenario.scenario_notifications IN ACCESS EXCLUSIVE MODE"))
         replies = [pool.submit(post, served, a_request([one]), key=one) for one in ids]
-        world.wait_until_blocked(engine, service.EVALUATIONS)
+        world.wait_until_blocked(engine, EVALUATIONS)
         assert httpx.get(f"{served}{HEALTH_PATH}", trust_env=False).status_code == 200
         # Longer than a pool of connections lets anyone wait.
         time.sleep(5.5)
@@ -311,7 +311,7 @@ def test_nothing_is_committed_after_the_caller_has_stopped_waiting(served: str, 
 
 
 def test_the_time_left_bounds_the_wait_for_a_turn_and_for_the_same_key(served: str, engine: Engine) -> None:
-    ids = quiet_mentors(engine, service.EVALUATIONS)
+    ids = quiet_mentors(engine, EVALUATIONS)
     asked = a_request([ids[0]])
     with engine.connect() as connection, ThreadPoolExecutor(len(ids)) as pool:
         connection.execute(text("LOCK TABLE scenario.scenario_notifications IN ACCESS EXCLUSIVE MODE"))
@@ -319,7 +319,7 @@ def test_the_time_left_bounds_the_wait_for_a_turn_and_for_the_same_key(served: s
         world.wait_until_blocked(engine, 1)
         assert post(served, asked, key="first", Scenario_Time_Left_Ms="300").status_code == 504
         replies += [pool.submit(post, served, a_request([one]), key=one) for one in ids[1:]]
-        world.wait_until_blocked(engine, service.EVALUATIONS)
+        world.wait_until_blocked(engine, EVALUATIONS)
         late = post(served, a_request([world.mentor_id(99)]), key="late", Scenario_Time_Left_Ms="300")
         assert (late.status_code, late.json()["error"]["error_message"]) == (
             504,
@@ -352,13 +352,13 @@ def test_the_time_left_is_looked_at_once_more_before_the_commit(
 ) -> None:
     """The last statement may have had its result in time, and its caller gone since."""
     asked = a_request(quiet_mentors(engine, 1))
-    remove = service._remove_old_replies
+    remove = _remove_old_replies
 
     def slowly(connection: Any) -> None:
         remove(connection)
         time.sleep(1)
 
-    monkeypatch.setattr(service, "_remove_old_replies", slowly)
+    monkeypatch.setattr("scenario_pipeline.engines.service.app._remove_old_replies", slowly)
     assert post(served, asked, Scenario_Time_Left_Ms="800").status_code == 504
     assert world.sent(engine) == []
 
@@ -581,7 +581,7 @@ def test_a_busy_port_is_one_sentence(database_url: str) -> None:
 
 def test_its_log_fits_the_published_schema(served: str, engine: Engine, engine_log: Log) -> None:
     """`scenario-pipeline events validate` reads the engine's log as well as the scheduler's."""
-    from scenario_pipeline.events import violations
+    from scenario_pipeline.log.validation import violations
 
     post(served, a_request(quiet_mentors(engine, 1)))
     post(served, b"", key="x")

@@ -17,17 +17,10 @@ from hypothesis import strategies as st
 
 from scenario_pipeline.batch_stats import BatchStats
 from scenario_pipeline.errors import ErrorInfo, ErrorType
-from scenario_pipeline.events import (
-    TRIGGERED_BY,
-    VOCABULARY,
-    Event,
-    Report,
-    RunCompleted,
-    RunFailed,
-    RunPartial,
-    json_schema,
-    violations,
-)
+from scenario_pipeline.log.schema import json_schema
+from scenario_pipeline.log.validation import violations
+from scenario_pipeline.log.vocabulary import TRIGGERED_BY, VOCABULARY, Event, RunCompleted, RunFailed, RunPartial
+from scenario_pipeline.report import Report
 
 CANARY = "kari.nordmann@example.org"
 FIRST = "7c9e6679-7425-40de-944b-e07fc1f90ae7"

@@ -14,7 +14,7 @@ import pytest
 
 from scenario_pipeline.defs.schedules import checked_cron
 from scenario_pipeline.errors import UserError
-from scenario_pipeline.events import VOCABULARY
+from scenario_pipeline.log.vocabulary import VOCABULARY
 from scenario_pipeline.settings import Settings
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -24,21 +24,60 @@ README = (PROJECT / "README.md").read_text(encoding="utf-8")
 # Imports run one way: a module may import from its own layer and those before it.
 LAYERS = [
     {"sanitiser", "errors"},
-    {"settings", "batch_stats", "time_budget", "records", "events", "structured_logger"},
+    {"settings", "batch_stats", "time_budget", "records"},
+    {"log", "log.vocabulary", "log.schema", "log.validation", "log.stdout"},
+    {"report", "log.logger"},
     {"storage.tables", "storage.embedded", "storage.roles", "storage.source", "storage.database", "storage"},
     {"scenarios", "scenarios.inactivity", "scenarios.milestone", "scenarios.certification_expiry"},
-    {"storage.ledger", "storage.run_requests"},
-    {"engines", "engines.statement", "engines.sql", "engines.api"},
-    {"engines.http", "engines.service"},
-    {"invocation", "importer", "demo", "audit", "installation"},
-    {"doctor", "doctor.findings", "doctor.rights", "doctor.surroundings"},
+    {
+        "storage.ledger",
+        "storage.ledger.pages",
+        "storage.ledger.closed",
+        "storage.ledger.invocations",
+        "storage.run_requests",
+    },
+    {"engines", "engines.statement", "engines.functions", "engines.source_check", "engines.sql", "engines.api"},
+    {
+        "engines.http",
+        "engines.http.client",
+        "engines.http.page_calls",
+        "engines.http.engine",
+        "engines.service",
+        "engines.service.app",
+        "engines.service.server",
+    },
+    {
+        "invocation",
+        "invocation.closing",
+        "invocation.run",
+        "loading",
+        "loading.bulk",
+        "loading.csv_files",
+        "loading.merge",
+        "loading.demo",
+        "upgrade",
+    },
+    {"doctor", "doctor.findings", "doctor.rights", "doctor.environment"},
     {"doctor.database"},
-    {"defs", "defs.instance", "defs.lineage", "defs.run_configuration", "defs.run_metadata"},
+    {
+        "defs",
+        "defs.instance",
+        "defs.instance.home",
+        "defs.instance.storage",
+        "defs.instance.captured_output",
+        "defs.instance.examination",
+        "defs.partitions",
+        "defs.assets",
+        "defs.run_configuration",
+        "defs.run_metadata",
+        "defs.reconcile",
+    },
     {"defs.resources", "defs.checks"},
-    {"defs.scheduler"},
+    {"defs.job"},
+    {"defs.liveness"},
     {"defs.schedules"},
     {"defs.sensors"},
-    {"definitions", "defs.launch", "cli", "__main__"},
+    {"definitions", "defs.local_run", "defs.dev_server", "cli", "__main__"},
 ]
 
 
@@ -81,14 +120,14 @@ def test_imports_run_one_way() -> None:
     [
         ("dagster", ("defs", "definitions")),
         ("dagster_postgres", ("defs",)),
-        ("structlog", ("structured_logger",)),
+        ("structlog", ("log",)),
         ("alembic", ("storage",)),
         ("click", ("cli",)),
-        ("httpx", ("engines.http",)),
-        ("psutil", ("doctor.surroundings",)),
-        ("tenacity", ("engines.http",)),
-        ("fastapi", ("engines.service",)),
-        ("uvicorn", ("engines.service",)),
+        ("httpx", ("engines.http.client",)),
+        ("psutil", ("doctor.environment",)),
+        ("tenacity", ("engines.http.page_calls",)),
+        ("fastapi", ("engines.service.app", "engines.service.server")),
+        ("uvicorn", ("engines.service.server",)),
     ],
 )
 def test_a_library_is_imported_in_its_drawer_only(library: str, drawers: tuple[str, ...]) -> None:

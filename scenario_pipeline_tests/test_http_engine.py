@@ -32,16 +32,21 @@ import pytest
 import trustme
 from sqlalchemy import Engine, text
 
-from scenario_pipeline.audit import disagreements
+from scenario_pipeline.defs.reconcile import disagreements
 from scenario_pipeline.engines.api import EVALUATIONS_PATH, Verdict, failure_of, retry_after_seconds, verdict_of
-from scenario_pipeline.engines.http import BREAKER_CALLS, MAX_CALLS, HttpTriggerEngine, failure_of_exception
+from scenario_pipeline.engines.http.client import RemoteOptions, failure_of_exception
+from scenario_pipeline.engines.http.engine import HttpTriggerEngine
+from scenario_pipeline.engines.http.page_calls import BREAKER_CALLS, MAX_CALLS
 from scenario_pipeline.errors import ErrorType
-from scenario_pipeline.events import Report, violations
-from scenario_pipeline.importer import import_folder
-from scenario_pipeline.invocation import Invocation, close_dead_invocation
-from scenario_pipeline.records import Page, PageLeft, PageResult
-from scenario_pipeline.storage import database, ledger
+from scenario_pipeline.invocation.closing import close_dead_invocation
+from scenario_pipeline.invocation.run import Invocation
+from scenario_pipeline.loading.merge import import_folder
+from scenario_pipeline.log.validation import violations
+from scenario_pipeline.records import Page, PageResult, PageUnprocessed
+from scenario_pipeline.report import Report
+from scenario_pipeline.storage import database
 from scenario_pipeline.storage.embedded import EmbeddedPostgres
+from scenario_pipeline.storage.ledger.closed import closed_invocations
 from scenario_pipeline.time_budget import TimeBudget
 from scenario_pipeline_tests import world
 from scenario_pipeline_tests.conftest import COMMUNITY, TOKEN, RunJob, as_scheduler, own_database
@@ -169,7 +174,7 @@ def well(asked: Asked, connection: socket.socket) -> None:
 
 def http_engine(engine: Engine, url: str, **options: Any) -> HttpTriggerEngine:
     defaults: dict[str, Any] = {"token": TOKEN, "concurrency": 2, "chunk_size": 2, "backoff_seconds": 0.01}
-    return HttpTriggerEngine(engine, url, **defaults | options)
+    return HttpTriggerEngine(engine, RemoteOptions(url, **defaults | options))
 
 
 @dataclass(frozen=True)
@@ -742,7 +747,7 @@ def test_what_was_never_sent_is_left_to_the_next_run_and_what_was_sent_is_settle
 def test_what_was_sent_for_a_killed_scheduler_is_counted_when_its_log_is_closed(served: str, engine: Engine) -> None:
     """The engine acted, and the process that asked died before it could write the page's row."""
     ids = quiet_mentors(engine, 6)
-    request = replace(world.make_request(page_size=2), engine="http")
+    request = replace(world.make_request(page_size=2), engine_name="http")
     invocation_id, log = world.new_invocation_id(), Log()
     http = http_engine(engine, served)
     killed = Invocation(request, invocation_id, database=engine, trigger_engine=http, logger=log.logger(invocation_id))
@@ -759,7 +764,7 @@ def test_what_was_sent_for_a_killed_scheduler_is_counted_when_its_log_is_closed(
     assert (completed["total_dispatched"], completed["dispatched_by_scenario"]) == (3, {"inactivity": 3})
     assert (completed["total_evaluated"], log.entries[-2]["remaining_unprocessed_count"]) == (2, 4)
     with engine.connect() as connection:
-        [closed] = ledger.closed_invocations(connection, request.evaluation_date)
+        [closed] = closed_invocations(connection, request.evaluation_date)
     assert list(disagreements(closed, log.lines, None)) == []
 
 
@@ -834,7 +839,7 @@ def test_a_re_execution_evaluates_only_the_rest_of_a_page(was_reported: bool, en
         outcomes = [first.evaluate(page) for page in pages]
         report = first.finish(outcomes)
         assert (report.status, report.stats.total_evaluated, report.remaining) == ("failed", 2, 4)
-        assert [o.page.mentor_ids for o in outcomes if isinstance(o, PageLeft)] == [tuple(ids[2:])]
+        assert [o.page.mentor_ids for o in outcomes if isinstance(o, PageUnprocessed)] == [tuple(ids[2:])]
         token_is_good[0] = True
         second = Invocation(
             request,
@@ -856,9 +861,9 @@ def test_a_re_execution_evaluates_only_the_rest_of_a_page(was_reported: bool, en
 
 def evaluate_page(http: HttpTriggerEngine, engine: Engine, page: Page, invocation_id: str) -> PageResult:
     with engine.begin() as connection:
-        world.open_run(connection, page.request, invocation_id)
+        world.open_run(connection, page.order, invocation_id)
     logger = Log().logger(invocation_id)
-    return http.evaluate_page(page, invocation_id, TimeBudget.start(page.request.time_budget_seconds), logger)
+    return http.evaluate_page(page, invocation_id, TimeBudget.start(page.order.time_budget_seconds), logger)
 
 
 def test_a_repeated_page_is_answered_from_the_ledger(engine: Engine) -> None:
@@ -873,7 +878,7 @@ def test_a_repeated_page_is_answered_from_the_ledger(engine: Engine) -> None:
         http = http_engine(engine, server.url, concurrency=1)
         first = evaluate_page(http, engine, page, invocation_id)
         requests = len(server.asked)
-        assert (first.stats.total_evaluated, len(first.errors), first.left) == (2, 2, page.mentor_ids[4:])
+        assert (first.stats.total_evaluated, len(first.errors), first.unprocessed) == (2, 2, page.mentor_ids[4:])
         assert evaluate_page(http, engine, page, invocation_id) == first
         assert len(server.asked) == requests
         http.close()

@@ -14,10 +14,10 @@ import pytest
 from sqlalchemy import Connection, Engine, event
 
 from scenario_pipeline.errors import SystemicError, UserError
-from scenario_pipeline.importer import import_folder
-from scenario_pipeline.installation import upgrade
+from scenario_pipeline.loading.merge import import_folder
 from scenario_pipeline.storage import database
 from scenario_pipeline.storage.embedded import EmbeddedPostgres
+from scenario_pipeline.upgrade import upgrade
 from scenario_pipeline_tests.conftest import COMMUNITY
 
 ORGANISATION = "10000000-0000-4000-8000-00000000000a"

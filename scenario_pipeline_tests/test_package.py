@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import yaml  # type: ignore[import-untyped]
 
-from scenario_pipeline.defs import instance, launch
-from scenario_pipeline.defs.instance import prepare_dagster_home
+from scenario_pipeline.defs import local_run
+from scenario_pipeline.defs.instance import home
+from scenario_pipeline.defs.instance.home import prepare_dagster_home
 from scenario_pipeline.settings import PROJECT_NAME, Settings, default_home, is_checkout
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -69,16 +70,18 @@ def test_the_package_carries_the_files_of_the_top_level(name: str) -> None:
 def test_the_workspace_names_the_code_location_that_the_command_line_records() -> None:
     """The web UI would show runs of the command line without their job."""
     [entry] = yaml.safe_load((PROJECT / "workspace.yaml").read_text(encoding="utf-8"))["load_from"]
-    assert entry == {"python_module": {"module_name": launch.DEFINITIONS_MODULE, "location_name": launch.LOCATION_NAME}}
+    assert entry == {
+        "python_module": {"module_name": local_run.DEFINITIONS_MODULE, "location_name": local_run.LOCATION_NAME}
+    }
 
 
 def test_an_installed_package_prepares_dagsters_home_from_its_copies(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without them the web UI does not start, and runs of the command line are recorded nowhere."""
-    monkeypatch.setattr(instance, "PROJECT_FOLDER", tmp_path)
-    home = prepare_dagster_home(Settings.from_environment({"SCENARIO_HOME": str(tmp_path / "home")}))
-    assert {path.name: path.read_bytes() for path in home.iterdir()} == {
+    monkeypatch.setattr(home, "PROJECT_FOLDER", tmp_path)
+    prepared = prepare_dagster_home(Settings.from_environment({"SCENARIO_HOME": str(tmp_path / "home")}))
+    assert {path.name: path.read_bytes() for path in prepared.iterdir()} == {
         name: (PROJECT / name).read_bytes() for name in ("dagster.yaml", "workspace.yaml")
     }
 

@@ -21,7 +21,7 @@ from dagster._core.definitions.reconstruct import ReconstructableRepository
 from sqlalchemy import Engine, text
 
 from scenario_pipeline.definitions import defs
-from scenario_pipeline.defs.scheduler import JOB_NAME, scheduler_graph
+from scenario_pipeline.defs.job import JOB_NAME, scheduler_graph
 from scenario_pipeline_tests import world
 from scenario_pipeline_tests.test_scheduler_job import lose_the_connection_for, stranger_accepts, ten_mentors
 from scenario_pipeline_tests.world import D

@@ -13,8 +13,10 @@ import psycopg
 import pytest
 from sqlalchemy import Engine, text
 
-from scenario_pipeline.storage import database, ledger, run_requests
+from scenario_pipeline.storage import database
 from scenario_pipeline.storage.embedded import EmbeddedPostgres
+from scenario_pipeline.storage.ledger.invocations import resume_position
+from scenario_pipeline.storage.run_requests import open_requests
 from scenario_pipeline_tests import world
 from scenario_pipeline_tests.conftest import copied_database
 from scenario_pipeline_tests.deployment import sql
@@ -144,14 +146,14 @@ def go_on(engine: Engine) -> Outcome:
         connection.execute(withdrawn)
         world.insert_mentors(connection, people(Random(13), range(70, 80)))
         request = world.make_request(scenario_types=ABANDONED)
-        resumes_after = connection.execute(ledger.resume_position(request)).scalar()
+        resumes_after = connection.execute(resume_position(request)).scalar()
     dates = [END + n * DAY for n in range(12)] + [END + n * DAY for n in range(12, (LATER - END).days, 3)]
     # Somebody asks for live runs of old dates.
     dates += [*(START + n * DAY for n in range(60, 150, 15)), END - 18 * DAY]
     totals = [world.run_invocation(engine, world.make_request(date)).totals()["total_dispatched"] for date in dates]
     with engine.connect() as connection:
-        open_requests = len(run_requests.open_requests(connection, 10))
-    return Outcome(sorted(set(world.sent(engine)) - before), totals, resumes_after, open_requests)
+        still_open = len(open_requests(connection, 10))
+    return Outcome(sorted(set(world.sent(engine)) - before), totals, resumes_after, still_open)
 
 
 @pytest.fixture(scope="module")

@@ -29,14 +29,13 @@ from sqlalchemy import (
 )
 from sqlalchemy.exc import ProgrammingError
 
-from scenario_pipeline.engines.statement import function_name
 from scenario_pipeline.errors import SystemicError
-from scenario_pipeline.installation import upgrade
 from scenario_pipeline.records import parse_date
 from scenario_pipeline.scenarios import MatchesOf, Scenario, registry
 from scenario_pipeline.storage import database
 from scenario_pipeline.storage.embedded import EmbeddedPostgres
-from scenario_pipeline.storage.source import Access, access_of
+from scenario_pipeline.storage.source import Access, access_of, function_name
+from scenario_pipeline.upgrade import upgrade
 from scenario_pipeline_tests import world
 from scenario_pipeline_tests.conftest import SCHEDULERS, as_scheduler
 from scenario_pipeline_tests.test_cli import EXPECTED
@@ -548,7 +547,8 @@ def test_any_name_of_a_scenario_is_its_own(
     """A scenario may be called as a part of the statement is, or as long as it is allowed to be."""
     scenario = Scenario(name, "Odd.", (1,), 7, 1, odd(cast(literal(7), Integer)))
     monkeypatch.setattr("scenario_pipeline.engines.statement.registry", lambda: {name: scenario})
-    monkeypatch.setattr("scenario_pipeline.installation.registry", lambda: {name: scenario})
+    monkeypatch.setattr("scenario_pipeline.engines.functions.registry", lambda: {name: scenario})
+    monkeypatch.setattr("scenario_pipeline.upgrade.registry", lambda: {name: scenario})
     ten_mentors(engine)
     upgrade(engine)
     scheduler = database.connect(as_scheduler(database_url, way))
@@ -564,7 +564,8 @@ def test_any_sql_of_a_scenario_is_the_same_in_a_function(
     """A rule from another package must not depend on how the scheduler gets past row-level security."""
     scenario = Scenario("odd", "Odd.", (1,), 7, 1, odd(cast(literal(7), Integer)))
     monkeypatch.setattr("scenario_pipeline.engines.statement.registry", lambda: {"odd": scenario})
-    monkeypatch.setattr("scenario_pipeline.installation.registry", lambda: {"odd": scenario})
+    monkeypatch.setattr("scenario_pipeline.engines.functions.registry", lambda: {"odd": scenario})
+    monkeypatch.setattr("scenario_pipeline.upgrade.registry", lambda: {"odd": scenario})
     ten_mentors(engine)
     upgrade(engine)
     scheduler = database.connect(as_scheduler(database_url, way))
@@ -582,7 +583,8 @@ def test_a_scenario_that_cannot_be_a_function_needs_a_role_that_passes_policies(
     value = cast(func.octet_length(literal("seven", PickleType)), Integer)
     scenario = Scenario("odd", "Odd.", (1,), 7, 1, odd(value))
     monkeypatch.setattr("scenario_pipeline.engines.statement.registry", lambda: {"odd": scenario})
-    monkeypatch.setattr("scenario_pipeline.installation.registry", lambda: {"odd": scenario})
+    monkeypatch.setattr("scenario_pipeline.engines.functions.registry", lambda: {"odd": scenario})
+    monkeypatch.setattr("scenario_pipeline.upgrade.registry", lambda: {"odd": scenario})
     ten_mentors(engine)
     upgrade(engine)
     request = world.make_request(scenario_types=["odd"])

@@ -13,10 +13,11 @@ import pytest
 from dagster import DagsterRunStatus, OpExecutionContext, materialize
 from sqlalchemy import Engine, text
 
-from scenario_pipeline.defs.lineage import EVALUATIONS
+from scenario_pipeline.defs.assets import EVALUATIONS
+from scenario_pipeline.defs.job import JOB_NAME, mentor_scenario_evaluations, scheduler_graph
 from scenario_pipeline.defs.resources import SchedulerResource, StructuredLoggerResource
-from scenario_pipeline.defs.scheduler import JOB_NAME, mentor_scenario_evaluations, scheduler_graph
-from scenario_pipeline.structured_logger import STDOUT_SINK, StructuredLogger
+from scenario_pipeline.log.logger import StructuredLogger
+from scenario_pipeline.log.stdout import STDOUT_SINK
 from scenario_pipeline_tests import world
 from scenario_pipeline_tests.conftest import SCHEDULERS, RunJob, as_scheduler
 from scenario_pipeline_tests.test_structured_logger import LoggerAndLines, LoggerPromises, pipe_of_writes

@@ -22,7 +22,7 @@ from dagster import (
 from dagster._utils.schedules import schedule_execution_time_iterator
 
 from scenario_pipeline.definitions import defs
-from scenario_pipeline.defs.scheduler import JOB_NAME
+from scenario_pipeline.defs.job import JOB_NAME
 from scenario_pipeline.scenarios import registry
 
 OSLO = ZoneInfo("Europe/Oslo")

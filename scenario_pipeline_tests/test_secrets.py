@@ -21,8 +21,9 @@ import pytest
 from click.testing import CliRunner
 
 from scenario_pipeline.cli import main
-from scenario_pipeline.defs.instance import load_instance
-from scenario_pipeline.engines.http import HttpTriggerEngine
+from scenario_pipeline.defs.instance.home import load_instance
+from scenario_pipeline.engines.http.client import RemoteOptions
+from scenario_pipeline.engines.http.engine import HttpTriggerEngine
 from scenario_pipeline.errors import UserError
 from scenario_pipeline.settings import Settings
 from scenario_pipeline.storage.embedded import EmbeddedPostgres
@@ -193,9 +194,8 @@ def be_refused_by_engines(installation: Secretive) -> None:
     for status in (422, 500):
         log = Log()
         with ScriptedServer(echo(status)) as server:
-            http = HttpTriggerEngine(
-                installation.engine, server.url, TOKEN.value, concurrency=1, chunk_size=1, backoff_seconds=0.01
-            )
+            options = RemoteOptions(server.url, TOKEN.value, concurrency=1, chunk_size=1, backoff_seconds=0.01)
+            http = HttpTriggerEngine(installation.engine, options)
             world.run_invocation(installation.engine, world.make_request(D + DAY), log=log, trigger_engine=http)
             http.close()
         assert [entry["event"] for entry in log.entries].count("mentor_evaluation_error") == 3

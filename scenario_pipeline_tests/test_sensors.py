@@ -28,12 +28,12 @@ from dagster._core.events import EngineEventData
 from sqlalchemy import Engine, text
 
 from scenario_pipeline.definitions import defs
-from scenario_pipeline.defs.lineage import EVALUATIONS
-from scenario_pipeline.defs.scheduler import JOB_NAME
-from scenario_pipeline.defs.schedules import run_configuration_of
+from scenario_pipeline.defs.assets import EVALUATIONS
+from scenario_pipeline.defs.job import JOB_NAME
+from scenario_pipeline.defs.liveness import run_configuration_of
 from scenario_pipeline.defs.sensors import close_overdue_invocations, continue_partial_runs, lost_runs
+from scenario_pipeline.log.logger import utc_now
 from scenario_pipeline.settings import Settings
-from scenario_pipeline.structured_logger import utc_now
 from scenario_pipeline_tests import world
 from scenario_pipeline_tests.test_scheduler_job import ten_mentors
 from scenario_pipeline_tests.world import DAY, D

@@ -27,10 +27,11 @@ from scenario_pipeline.batch_stats import BatchStats
 from scenario_pipeline.engines.sql import MAX_ATTEMPTS, Evaluation, SqlTriggerEngine
 from scenario_pipeline.engines.statement import decision_statement
 from scenario_pipeline.errors import BudgetSpentError, ErrorInfo, ErrorType, SystemicError
+from scenario_pipeline.log.logger import StructuredLogger
 from scenario_pipeline.records import DispatchMode, MentorError, Page, PageResult
-from scenario_pipeline.storage import database, ledger, tables
+from scenario_pipeline.storage import database, tables
+from scenario_pipeline.storage.ledger.pages import claim_page, complete_page
 from scenario_pipeline.storage.source import Access
-from scenario_pipeline.structured_logger import StructuredLogger
 from scenario_pipeline.time_budget import TimeBudget
 from scenario_pipeline_tests.world import (
     ALL_SCENARIOS,
@@ -287,11 +288,11 @@ def held_open(engine: Engine, page: Page) -> Iterator[None]:
     """Evaluate a page and hold its transaction open for as long as the block runs, then commit."""
     invocation_id = new_invocation_id()
     with engine.begin() as connection:
-        open_run(connection, page.request, invocation_id)
+        open_run(connection, page.order, invocation_id)
     with engine.begin() as connection:
-        assert ledger.claim_page(connection, page, invocation_id) is None
+        assert claim_page(connection, page, invocation_id) is None
         result = Evaluation(connection, page, invocation_id, TimeBudget.start(60)).run()
-        ledger.complete_page(connection, page, invocation_id, result)
+        complete_page(connection, page, invocation_id, result)
         yield
 
 
@@ -392,12 +393,12 @@ def test_two_processes_that_evaluate_one_page_of_one_invocation_count_it_once(
     page, invocation_id = make_page(mentors), new_invocation_id()
     other = database.connect(database_url)
     with engine.begin() as connection:
-        open_run(connection, page.request, invocation_id)
+        open_run(connection, page.order, invocation_id)
     with ThreadPoolExecutor(1) as pool:
         with engine.begin() as connection:
-            ledger.claim_page(connection, page, invocation_id)
+            claim_page(connection, page, invocation_id)
             first = Evaluation(connection, page, invocation_id, TimeBudget.start(60)).run()
-            ledger.complete_page(connection, page, invocation_id, first)
+            complete_page(connection, page, invocation_id, first)
             future = pool.submit(run_page, other, page, invocation_id=invocation_id)
             wait_until_blocked(engine)
         second = future.result(timeout=60)
@@ -762,7 +763,7 @@ def test_a_real_deadlock_is_survived(engine: Engine, database_url: str) -> None:
     (mentor,) = inactive_mentors(engine, 1)
     page, invocation_id, log = make_page([mentor]), new_invocation_id(), Log()
     with engine.begin() as connection:
-        open_run(connection, page.request, invocation_id)
+        open_run(connection, page.order, invocation_id)
         # The page's backend looks for a deadlock at once, the stranger's never: so the page is the victim.
         connection.execute(text(f"ALTER DATABASE {make_url(database_url).database} SET deadlock_timeout = 1"))
     victim, stranger = database.connect(database_url), database.connect(database_url)
@@ -773,7 +774,7 @@ def test_a_real_deadlock_is_survived(engine: Engine, database_url: str) -> None:
             running = pool.submit(run_page, victim, page, invocation_id=invocation_id, log=log)
             wait_until_blocked(victim)
             # The page holds its row in the ledger and waits for the activities.
-            claim = pool.submit(ledger.claim_page, connection, page, invocation_id)
+            claim = pool.submit(claim_page, connection, page, invocation_id)
             wait_until_blocked(victim, 2)
         assert claim.result(timeout=60) is None
         connection.rollback()
@@ -1012,9 +1013,9 @@ def test_a_page_that_waits_for_its_own_row_in_the_ledger_ends_with_the_budget(
     page, invocation_id = make_page(mentors, time_budget_seconds=0.3), new_invocation_id()
     other = database.connect(database_url)
     with engine.begin() as connection:
-        open_run(connection, page.request, invocation_id)
+        open_run(connection, page.order, invocation_id)
     with ThreadPoolExecutor(1) as pool, other.connect() as connection:
-        ledger.claim_page(connection, page, invocation_id)
+        claim_page(connection, page, invocation_id)
         future = pool.submit(run_page, engine, page, invocation_id=invocation_id)
         assert isinstance(future.exception(timeout=60), BudgetSpentError)
     other.dispose()

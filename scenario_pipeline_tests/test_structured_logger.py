@@ -30,7 +30,9 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from scenario_pipeline.errors import ErrorType
-from scenario_pipeline.events import (
+from scenario_pipeline.log.logger import StructuredLogger
+from scenario_pipeline.log.stdout import STALL_SECONDS, STDOUT_SINK, LineSink
+from scenario_pipeline.log.vocabulary import (
     Event,
     MentorEvaluationError,
     PageRetried,
@@ -40,7 +42,6 @@ from scenario_pipeline.events import (
     RunStarted,
 )
 from scenario_pipeline.settings import PROJECT_FOLDER
-from scenario_pipeline.structured_logger import STALL_SECONDS, STDOUT_SINK, LineSink, StructuredLogger
 
 CANARY = "kari.nordmann@example.org"
 MENTOR = "0b1f6a2e-7c1d-4a55-9d0e-3f2a1b4c5d6e"
@@ -745,8 +746,8 @@ def test_a_process_started_without_stdout_never_writes_into_a_file_that_took_its
     """The next file to be opened gets number 1; a log line once ended up in the middle of a database."""
     script = (
         "import sys\n"
-        "from scenario_pipeline.events import RunFailed\n"
-        "from scenario_pipeline.structured_logger import StructuredLogger\n"
+        "from scenario_pipeline.log.vocabulary import RunFailed\n"
+        "from scenario_pipeline.log.logger import StructuredLogger\n"
         "with open(sys.argv[1], 'w') as file:\n"
         "    StructuredLogger().emit(RunFailed('timeout_error', 'timeout', None))\n"
     )

@@ -20,11 +20,12 @@ from sqlalchemy import Connection, Engine, text
 
 from scenario_pipeline.engines import TriggerEngine
 from scenario_pipeline.engines.sql import SqlTriggerEngine
-from scenario_pipeline.events import Report
-from scenario_pipeline.invocation import Invocation
-from scenario_pipeline.records import DispatchMode, Page, PageResult, RunRequest
-from scenario_pipeline.storage import ledger
-from scenario_pipeline.structured_logger import LineSink, StructuredLogger
+from scenario_pipeline.invocation.run import Invocation
+from scenario_pipeline.log.logger import StructuredLogger
+from scenario_pipeline.log.stdout import LineSink
+from scenario_pipeline.records import DispatchMode, Page, PageResult, RunOrder
+from scenario_pipeline.report import Report
+from scenario_pipeline.storage.ledger.invocations import open_invocation
 from scenario_pipeline.time_budget import TimeBudget
 
 DAY = timedelta(days=1)
@@ -248,9 +249,9 @@ def make_request(
     time_budget_seconds: float = 60.0,
     page_size: int | None = None,
     triggered_by: str = "manual",
-) -> RunRequest:
+) -> RunOrder:
     """Return what a run is asked for."""
-    return RunRequest(
+    return RunOrder(
         evaluation_date,
         tuple(scenario_types),
         tuple(organisation_ids),
@@ -267,9 +268,9 @@ def make_page(mentor_ids: Sequence[str], evaluation_date: date = D, *, number: i
     return Page(number, tuple(mentor_ids), make_request(evaluation_date, **request))
 
 
-def open_run(connection: Connection, request: RunRequest, invocation_id: str) -> None:
+def open_run(connection: Connection, request: RunOrder, invocation_id: str) -> None:
     """Make sure that the ledger has a row for this invocation."""
-    ledger.open_invocation(connection, request, invocation_id, started_at=datetime.now(UTC), parent_invocation_id=None)
+    open_invocation(connection, request, invocation_id, started_at=datetime.now(UTC), parent_invocation_id=None)
 
 
 def run_page(
@@ -293,15 +294,15 @@ def run_page(
     """
     invocation_id = invocation_id or new_invocation_id()
     with engine.begin() as connection:
-        open_run(connection, page.request, invocation_id)
-    budget = budget or TimeBudget.start(page.request.time_budget_seconds)
+        open_run(connection, page.order, invocation_id)
+    budget = budget or TimeBudget.start(page.order.time_budget_seconds)
     logger = (log or Log()).logger(invocation_id)
     return SqlTriggerEngine(evaluate_with or engine).evaluate_page(page, invocation_id, budget, logger)
 
 
 def run_invocation(
     engine: Engine,
-    request: RunRequest | None = None,
+    request: RunOrder | None = None,
     *,
     invocation_id: str | None = None,
     log: Log | None = None,

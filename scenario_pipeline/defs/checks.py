@@ -17,15 +17,15 @@ from dagster import (
 )
 from sqlalchemy import Engine
 
-from scenario_pipeline.audit import disagreements
-from scenario_pipeline.defs.instance import captured_lines
-from scenario_pipeline.defs.lineage import EVALUATIONS
+from scenario_pipeline.defs.assets import EVALUATIONS
+from scenario_pipeline.defs.instance.captured_output import captured_lines
+from scenario_pipeline.defs.reconcile import disagreements
 from scenario_pipeline.defs.run_metadata import recorded_totals
-from scenario_pipeline.installation import open_database
+from scenario_pipeline.log.logger import utc_now
 from scenario_pipeline.settings import Settings
-from scenario_pipeline.storage import database, ledger
-from scenario_pipeline.storage.ledger import ClosedInvocation
-from scenario_pipeline.structured_logger import utc_now
+from scenario_pipeline.storage.database import check_schema, limit_statement_time
+from scenario_pipeline.storage.ledger.closed import ClosedInvocation, closed_invocations, latest_evaluation_date
+from scenario_pipeline.upgrade import open_database
 
 # What is shown of many disagreements: the first ones say where to look.
 MAX_SHOWN = 20
@@ -113,8 +113,8 @@ def evaluate_checks(
 ) -> list[AssetCheckEvaluation]:
     """Evaluate both checks for a run of the job, which Dagster does by itself for runs of the asset only."""
     with engine.begin() as connection:
-        ledger.limit_statement_time(connection, CHECK_SECONDS)
-        invocations = ledger.closed_invocations(connection, evaluation_date)
+        limit_statement_time(connection, CHECK_SECONDS)
+        invocations = closed_invocations(connection, evaluation_date)
     return [
         AssetCheckEvaluation(
             asset_key=EVALUATIONS,
@@ -154,13 +154,13 @@ def error_rate(context: AssetCheckExecutionContext) -> AssetCheckResult:
 
 
 def _invocations_of(context: AssetCheckExecutionContext) -> tuple[date, list[ClosedInvocation]]:
-    engine = open_database()
+    engine = open_database(Settings.from_environment())
     try:
         with engine.connect() as connection:
-            database.check_schema(connection)
+            check_schema(connection)
             key = context.run.tags.get("dagster/partition")
-            latest = date.fromisoformat(key) if key else ledger.latest_evaluation_date(connection)
+            latest = date.fromisoformat(key) if key else latest_evaluation_date(connection)
             evaluation_date = latest or Settings.from_environment().today(utc_now())
-            return evaluation_date, ledger.closed_invocations(connection, evaluation_date)
+            return evaluation_date, closed_invocations(connection, evaluation_date)
     finally:
         engine.dispose()

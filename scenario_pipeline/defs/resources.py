@@ -12,17 +12,19 @@ from dagster import ConfigurableResource, DagsterExecutionInterruptedError, Init
 from pydantic import PrivateAttr
 from sqlalchemy import Engine
 
-from scenario_pipeline.defs.instance import PATIENCE, captured_to_the_end
+from scenario_pipeline.defs.instance.captured_output import captured_to_the_end
+from scenario_pipeline.defs.instance.storage import PATIENCE
 from scenario_pipeline.defs.run_metadata import run_tags
 from scenario_pipeline.engines import TriggerEngine
-from scenario_pipeline.engines.http import HttpTriggerEngine
+from scenario_pipeline.engines.http.client import RemoteOptions
+from scenario_pipeline.engines.http.engine import HttpTriggerEngine
 from scenario_pipeline.engines.sql import SqlTriggerEngine
 from scenario_pipeline.errors import ErrorInfo, ErrorType, classify
-from scenario_pipeline.installation import open_database
-from scenario_pipeline.invocation import Invocation
-from scenario_pipeline.records import RunRequest
+from scenario_pipeline.invocation.run import Invocation
+from scenario_pipeline.log.logger import StructuredLogger
+from scenario_pipeline.records import RunOrder
 from scenario_pipeline.settings import Settings
-from scenario_pipeline.structured_logger import StructuredLogger
+from scenario_pipeline.upgrade import open_database
 
 
 class StructuredLoggerResource(ConfigurableResource["StructuredLoggerResource"]):
@@ -44,7 +46,7 @@ class SchedulerResource(ConfigurableResource["SchedulerResource"]):
 
     _invocation: Invocation | None = PrivateAttr(default=None)
     _resources: ExitStack = PrivateAttr(default_factory=ExitStack)
-    _engine: Engine | None = PrivateAttr(default=None)
+    _database: Engine | None = PrivateAttr(default=None)
     _runs_all_steps: bool = PrivateAttr(default=False)
 
     @contextmanager
@@ -67,21 +69,21 @@ class SchedulerResource(ConfigurableResource["SchedulerResource"]):
         if self._invocation is None or self._invocation.report is None:
             return
         inherited = context.run.tags if context.run is not None else None
-        tags = run_tags(self._invocation.request, self._invocation.report, inherited)
+        tags = run_tags(self._invocation.order, self._invocation.report, inherited)
         with suppress(Exception):  # Dagster's storage is gone: then nothing about this run can be told there
             if context.instance is not None:
                 context.instance.add_run_tags(self._invocation.invocation_id, tags)
 
     @property
-    def engine(self) -> Engine:
+    def database(self) -> Engine:
         """The scheduler's own database; nothing is connected yet."""
-        if self._engine is None:
-            self._engine = open_database()
-            self._resources.callback(self._engine.dispose)
-        return self._engine
+        if self._database is None:
+            self._database = open_database(Settings.from_environment())
+            self._resources.callback(self._database.dispose)
+        return self._database
 
     def invocation(
-        self, context: OpExecutionContext, request: RunRequest, structured_logger: StructuredLoggerResource
+        self, context: OpExecutionContext, order: RunOrder, structured_logger: StructuredLoggerResource
     ) -> Invocation:
         """Return the invocation of this run; the first step of a process opens or joins it.
 
@@ -94,15 +96,15 @@ class SchedulerResource(ConfigurableResource["SchedulerResource"]):
             plan = context.get_step_execution_context().plan_data.execution_plan
             self._runs_all_steps = len(plan.step_keys_to_execute) > 1
             self._invocation = Invocation(
-                request,
+                order,
                 context.run_id,
-                database=self.engine,
-                trigger_engine=_trigger_engine(request.engine, self.engine, self._resources),
+                database=self.database,
+                trigger_engine=_trigger_engine(order.engine_name, self.database, self._resources),
                 logger=logger,
                 parent_invocation_id=context.run.parent_run_id,
                 runs_all_pages=self._runs_all_steps,
             )
-            PATIENCE.begin_run(request.time_budget_seconds)
+            PATIENCE.begin_run(order.time_budget_seconds)
             self._invocation.open()
         self._invocation.log_as(logger)
         return self._invocation
@@ -114,17 +116,17 @@ def _why(exc: BaseException | None) -> ErrorInfo:
     return ErrorInfo(ErrorType.EVALUATION_LOGIC, "the run ended before its last step")
 
 
-def _trigger_engine(name: str, engine: Engine, resources: ExitStack) -> TriggerEngine:
+def _trigger_engine(name: str, database: Engine, resources: ExitStack) -> TriggerEngine:
     if name == "sql":
-        return SqlTriggerEngine(engine)
+        return SqlTriggerEngine(database)
     settings = Settings.from_environment()
-    http = HttpTriggerEngine(
-        engine,
+    options = RemoteOptions(
         settings.engine_url,
         settings.engine_token,
         concurrency=settings.engine_concurrency,
         chunk_size=settings.engine_chunk_size,
         trust_proxy=settings.engine_trust_proxy,
     )
+    http = HttpTriggerEngine(database, options)
     resources.callback(http.close)
     return http

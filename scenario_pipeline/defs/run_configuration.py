@@ -18,11 +18,11 @@ from dagster._config.errors import PostProcessingError
 from pydantic import Field, ValidationError, field_validator
 
 from scenario_pipeline.errors import UserError
-from scenario_pipeline.events import TRIGGERED_BY
-from scenario_pipeline.records import RunRequest, parse_date, resolve_dispatch_mode
+from scenario_pipeline.log.logger import utc_now
+from scenario_pipeline.log.vocabulary import TRIGGERED_BY
+from scenario_pipeline.records import RunOrder, parse_date, resolve_dispatch_mode
 from scenario_pipeline.scenarios import registry, select_scenarios
 from scenario_pipeline.settings import MAX_PAGE_SIZE, MAX_TIME_BUDGET_SECONDS, Settings
-from scenario_pipeline.structured_logger import utc_now
 
 # Says who asked where Dagster's own tags cannot: a continuation and a pg_cron request are both sensor runs.
 TRIGGERED_BY_TAG = "scenario/triggered_by"
@@ -158,7 +158,7 @@ CONFIG_SCHEMA = _CheckedShape(
 )
 
 
-def request_from(context: OpExecutionContext, settings: Settings) -> RunRequest:
+def order_from(context: OpExecutionContext, settings: Settings) -> RunOrder:
     """Complete the run configuration of a step from the partition and the settings.
 
     Raises:
@@ -170,12 +170,12 @@ def request_from(context: OpExecutionContext, settings: Settings) -> RunRequest:
     evaluation_date = today if named is None else date.fromisoformat(named)
     if context.has_partition_key and context.partition_key != evaluation_date.isoformat():
         raise UserError("evaluation_date is not the date of the partition: omit it.")
-    return RunRequest(
+    return RunOrder(
         evaluation_date=evaluation_date,
         scenario_types=select_scenarios(choice.value for choice in config.scenario_types),
         organisation_ids=tuple(sorted(set(config.organisation_ids))),
         dispatch_mode=resolve_dispatch_mode(config.dispatch_mode.value, evaluation_date, today),
-        engine=settings.engine if config.engine is None else config.engine.value,
+        engine_name=settings.engine if config.engine is None else config.engine.value,
         time_budget_seconds=config.time_budget_seconds or settings.time_budget_seconds,
         page_size=config.page_size or settings.page_size,
         triggered_by=triggered_by(context.run),

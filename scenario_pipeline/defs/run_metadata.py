@@ -9,8 +9,8 @@ from typing import Any
 from dagster import DagsterEventType, DagsterInstance, MetadataValue, TableColumn, TableRecord, TableSchema
 
 from scenario_pipeline.batch_stats import DISPATCHED, SUPPRESSION_REASONS, BatchStats
-from scenario_pipeline.events import Report
-from scenario_pipeline.records import LIVE_DAYS, RunRequest
+from scenario_pipeline.records import LIVE_DAYS, RunOrder
+from scenario_pipeline.report import Report
 
 # Metadata is one row of Dagster's event log: a table of thousands of organisations belongs into the database.
 MAX_TABLE_ROWS = 200
@@ -25,7 +25,7 @@ _TABLE_SCHEMA = TableSchema(
 
 
 def report_metadata(
-    request: RunRequest,
+    order: RunOrder,
     report: Report,
     *,
     organisation_names: Mapping[str, str],
@@ -35,7 +35,7 @@ def report_metadata(
     """Return the totals as numbers that Dagster plots, what they are made of, and what was asked for.
 
     Args:
-        request: what the invocation was to do.
+        order: what the invocation was to do.
         report: how it ended.
         organisation_names: names for the table, by organisation id.
         events_url: where the web UI shows the events of the run, or None if they are not captured.
@@ -46,7 +46,7 @@ def report_metadata(
     numbers["remaining_unprocessed_count"] = report.remaining or 0
     # A number for each reason and scenario, zero included: a plot with gaps tells nothing.
     numbers |= {f"suppressed_{name}": totals["suppressed_by_reason"].get(name, 0) for name in SUPPRESSION_REASONS}
-    numbers |= {f"dispatched_{name}": totals["dispatched_by_scenario"].get(name, 0) for name in request.scenario_types}
+    numbers |= {f"dispatched_{name}": totals["dispatched_by_scenario"].get(name, 0) for name in order.scenario_types}
     metadata: dict[str, MetadataValue[Any]] = {
         **{name: MetadataValue.int(value) for name, value in numbers.items()},
         "error_rate": MetadataValue.float(report.stats.error_rate),
@@ -54,9 +54,9 @@ def report_metadata(
         "dispatched_by_scenario": MetadataValue.json(totals["dispatched_by_scenario"]),
         "outcomes": MetadataValue.table(outcome_table(report.stats, organisation_names), _TABLE_SCHEMA),
         "status": MetadataValue.text(report.status),
-        "evaluation_date": MetadataValue.text(request.evaluation_date.isoformat()),
-        "dispatch_mode": MetadataValue.text(request.dispatch_mode),
-        "triggered_by": MetadataValue.text(request.triggered_by),
+        "evaluation_date": MetadataValue.text(order.evaluation_date.isoformat()),
+        "dispatch_mode": MetadataValue.text(order.dispatch_mode),
+        "triggered_by": MetadataValue.text(order.triggered_by),
     }
     if events_url is not None:
         metadata["events"] = MetadataValue.url(events_url)
@@ -91,17 +91,17 @@ def outcome_table(stats: BatchStats, organisation_names: Mapping[str, str]) -> l
     return records
 
 
-def run_tags(request: RunRequest, report: Report, inherited: Mapping[str, str] | None = None) -> dict[str, str]:
+def run_tags(order: RunOrder, report: Report, inherited: Mapping[str, str] | None = None) -> dict[str, str]:
     """Return the tags by which runs are found in the web UI.
 
     Args:
-        request: what the invocation was to do.
+        order: what the invocation was to do.
         report: how it ended.
         inherited: tags that the run has already: Dagster copies those of its parent to a re-execution.
     """
     tags = {
-        "evaluation_date": request.evaluation_date.isoformat(),
-        "triggered_by": request.triggered_by,
+        "evaluation_date": order.evaluation_date.isoformat(),
+        "triggered_by": order.triggered_by,
         "outcome": report.status,
     }
     if report.reason is not None or "partial" in (inherited or {}):

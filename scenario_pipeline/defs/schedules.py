@@ -1,20 +1,14 @@
 """Schedules: when the job runs by itself (contract section 8).
 
-Belongs here: cron expressions, the date a tick asks for, and when a tick is skipped. Does not belong here: the job.
+Belongs here: cron expressions, the date a tick asks for, and when a tick is skipped. Does not belong here: the job, or
+whether a run is alive (`defs.liveness`).
 """
 
 from collections.abc import Sequence
-from datetime import datetime
-from typing import Any
 
 from dagster import (
-    DagsterInstance,
-    DagsterRun,
-    DagsterRunStatus,
     DefaultScheduleStatus,
-    RunRecord,
     RunRequest,
-    RunsFilter,
     ScheduleDefinition,
     ScheduleEvaluationContext,
     SkipReason,
@@ -22,17 +16,11 @@ from dagster import (
 )
 from dagster._utils.schedules import is_valid_cron_string
 
-from scenario_pipeline.defs.lineage import EVALUATIONS, OWNERS
-from scenario_pipeline.defs.scheduler import JOB_NAME, scenario_scheduler
+from scenario_pipeline.defs.assets import OWNERS
+from scenario_pipeline.defs.job import scenario_scheduler
+from scenario_pipeline.defs.liveness import running_invocation
 from scenario_pipeline.errors import UserError
-from scenario_pipeline.scenarios import registry
 from scenario_pipeline.settings import Settings
-
-_WAITING = [DagsterRunStatus.QUEUED, DagsterRunStatus.STARTING]
-# What a process does while it lives, and stops doing when it is killed.
-_GOING_ON = [DagsterRunStatus.NOT_STARTED, DagsterRunStatus.STARTED, DagsterRunStatus.CANCELING]
-# A process that lives writes an entry to Dagster's event log with each step; none takes longer than the time budget.
-GRACE_SECONDS = 60.0
 
 
 def checked_cron(cron: str) -> str:
@@ -44,56 +32,6 @@ def checked_cron(cron: str) -> str:
     if not is_valid_cron_string(cron):
         raise UserError("SCENARIO_CRON must be a cron expression of five fields such as 0 * * * *.")
     return cron
-
-
-def running_invocation(
-    instance: DagsterInstance, scenario_types: Sequence[str], now: datetime, settings: Settings
-) -> str | None:
-    """Return the id of a run that evaluates the same set of scenarios, for all organisations, and can still be alive.
-
-    Args:
-        instance: whose runs are looked at, runs of backfills and of the asset included.
-        scenario_types: the set; empty for all installed ones.
-        now: the present moment.
-        settings: for the time budget of runs that name none.
-    """
-    wanted = set(scenario_types) or set(registry())
-    for record in instance.get_run_records(RunsFilter(statuses=[*_WAITING, *_GOING_ON])):
-        config = run_configuration_of(record.dagster_run)
-        if config is None or config.get("organisation_ids"):
-            continue
-        if set(config.get("scenario_types") or registry()) == wanted and not is_lost(instance, record, now, settings):
-            return record.dagster_run.run_id
-    return None
-
-
-def is_lost(instance: DagsterInstance, record: RunRecord, now: datetime, settings: Settings) -> bool:
-    """Whether a run of the scheduler goes on in the records only: its time is up, and it gives no sign of life."""
-    run = record.dagster_run
-    config = run_configuration_of(run)
-    if config is None or run.status not in _GOING_ON:
-        return False
-    budget = float(config.get("time_budget_seconds") or settings.time_budget_seconds)
-    began = record.start_time or record.create_timestamp.timestamp()
-    time_is_up = run.status is DagsterRunStatus.NOT_STARTED or now.timestamp() >= began + budget + GRACE_SECONDS
-    return time_is_up and now.timestamp() >= max(began, last_sign_of_life(instance, run.run_id)) + GRACE_SECONDS
-
-
-def last_sign_of_life(instance: DagsterInstance, run_id: str) -> float:
-    """Return when the newest entry of a run was written to Dagster's event log, in seconds since 1970; 0 for never."""
-    newest = instance.get_records_for_run(run_id, limit=1, ascending=False).records
-    return newest[0].timestamp if newest else 0.0
-
-
-def run_configuration_of(run: DagsterRun) -> dict[str, Any] | None:
-    """Return the configuration of `fetch_active_mentors` in a run of the job or of the asset, or None for others."""
-    ops: Any = run.run_config.get("ops", {})
-    if run.job_name != JOB_NAME:
-        if EVALUATIONS not in (run.asset_selection or ()):
-            return None
-        ops = ops.get("scheduler_graph", {}).get("ops", {})
-    config: dict[str, Any] = ops.get("fetch_active_mentors", {}).get("config", {})
-    return config
 
 
 def _scheduled(

@@ -27,20 +27,24 @@ from dagster import (
 )
 from sqlalchemy import Engine
 
-from scenario_pipeline.defs.instance import captured_lines, sink_of_dead_run
-from scenario_pipeline.defs.lineage import OWNERS, partitions
+from scenario_pipeline.defs.assets import OWNERS
+from scenario_pipeline.defs.instance.captured_output import captured_lines, sink_of_dead_run
+from scenario_pipeline.defs.job import scenario_scheduler
+from scenario_pipeline.defs.liveness import GRACE_SECONDS, is_lost, last_sign_of_life, run_configuration_of
+from scenario_pipeline.defs.partitions import partitions
 from scenario_pipeline.defs.run_configuration import CONTINUES_TAG, TRIGGERED_BY_TAG
 from scenario_pipeline.defs.run_metadata import run_tags
-from scenario_pipeline.defs.scheduler import scenario_scheduler
-from scenario_pipeline.defs.schedules import GRACE_SECONDS, is_lost, last_sign_of_life, run_configuration_of
 from scenario_pipeline.errors import UserError
-from scenario_pipeline.installation import open_database
-from scenario_pipeline.invocation import close_dead_invocation
+from scenario_pipeline.invocation.closing import close_dead_invocation
+from scenario_pipeline.log.logger import StructuredLogger, utc_now
 from scenario_pipeline.scenarios import select_scenarios
 from scenario_pipeline.settings import Settings
-from scenario_pipeline.storage import database, ledger, run_requests
+from scenario_pipeline.storage import run_requests
+from scenario_pipeline.storage.database import check_schema
+from scenario_pipeline.storage.ledger.closed import closed_invocation
+from scenario_pipeline.storage.ledger.invocations import overdue_invocations
 from scenario_pipeline.storage.run_requests import SchedulerRunRequest
-from scenario_pipeline.structured_logger import StructuredLogger, utc_now
+from scenario_pipeline.upgrade import open_database
 
 # A dead run is to be noticed, and closed, within a minute.
 INTERVAL_SECONDS = 15
@@ -51,12 +55,12 @@ MAX_REQUESTS_A_TICK = 20
 
 
 @contextmanager
-def _database() -> Iterator[Engine]:
-    engine = open_database()
+def _opened() -> Iterator[Engine]:
+    database = open_database(Settings.from_environment())
     try:
-        yield engine
+        yield database
     finally:
-        engine.dispose()
+        database.dispose()
 
 
 @run_failure_sensor(
@@ -98,8 +102,8 @@ def lost_runs(instance: DagsterInstance, now: datetime) -> list[DagsterRun]:
 
 def close_overdue_invocations(instance: DagsterInstance, now: datetime) -> None:
     """Close what is open in the ledger although its time is up, where Dagster says that the run is over."""
-    with _database() as engine, engine.connect() as connection:
-        overdue = ledger.overdue_invocations(connection, now, GRACE_SECONDS)
+    with _opened() as database, database.connect() as connection:
+        overdue = overdue_invocations(connection, now, GRACE_SECONDS)
     for run_id in overdue:
         run = instance.get_run_by_id(run_id)
         is_silent = now.timestamp() >= last_sign_of_life(instance, run_id) + GRACE_SECONDS
@@ -109,7 +113,7 @@ def close_overdue_invocations(instance: DagsterInstance, now: datetime) -> None:
 
 def close_invocation_of(instance: DagsterInstance, run: DagsterRun) -> bool:
     """Close the invocation of a run that is over, if nothing has; return whether this call did."""
-    with _database() as engine, sink_of_dead_run(instance, run.run_id) as sink:
+    with _opened() as database, sink_of_dead_run(instance, run.run_id) as sink:
         logger = StructuredLogger(sink).bind(
             invocation_id=run.run_id,
             dagster_run_id=run.run_id,
@@ -117,7 +121,7 @@ def close_invocation_of(instance: DagsterInstance, run: DagsterRun) -> bool:
             dagster_step_key=None,
             dagster_partition_key=run.tags.get("dagster/partition"),
         )
-        closed = close_dead_invocation(engine, run.run_id, logger, logged=entries_of(instance, run.run_id))
+        closed = close_dead_invocation(database, run.run_id, logger, logged=entries_of(instance, run.run_id))
     if closed is not None:
         instance.add_run_tags(run.run_id, run_tags(*closed))
     return closed is not None
@@ -146,8 +150,8 @@ def continue_partial_runs(context: RunStatusSensorContext) -> RunRequest | None:
     config = run_configuration_of(run)
     if config is None:
         return None
-    with _database() as engine, engine.connect() as connection:
-        entry = ledger.closed_invocation(connection, run.run_id)
+    with _opened() as database, database.connect() as connection:
+        entry = closed_invocation(connection, run.run_id)
     if entry is None or entry.status != "partial":
         return None
     # A run starts with the mentors left over and then goes round: a chain would have no end if nobody counted down.
@@ -178,9 +182,9 @@ def pg_cron_requests(context: SensorEvaluationContext) -> SensorResult | SkipRea
     """
     settings = Settings.from_environment()
     launched: list[RunRequest] = []
-    with _database() as engine:
-        with engine.connect() as connection:
-            database.check_schema(connection)
+    with _opened() as database:
+        with database.connect() as connection:
+            check_schema(connection)
             waiting = run_requests.open_requests(connection, MAX_REQUESTS_A_TICK)
         for request in waiting:
             run_ids = context.instance.get_run_ids(RunsFilter(tags={REQUEST_TAG: request.id}), limit=1)
@@ -188,8 +192,10 @@ def pg_cron_requests(context: SensorEvaluationContext) -> SensorResult | SkipRea
             if not run_ids and refusal is None:
                 launched.append(_requested(request, settings))
                 continue
-            with engine.begin() as connection:
-                run_requests.settle(connection, request.id, invocation_id=next(iter(run_ids), None), refusal=refusal)
+            with database.begin() as connection:
+                run_requests.close_request(
+                    connection, request.id, invocation_id=next(iter(run_ids), None), refusal=refusal
+                )
     return SensorResult(run_requests=launched) if launched else SkipReason("No run was asked for.")
 
 

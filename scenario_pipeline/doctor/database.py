@@ -20,9 +20,10 @@ from scenario_pipeline.errors import UserError, classify
 from scenario_pipeline.records import choose_page_size
 from scenario_pipeline.scenarios import registry
 from scenario_pipeline.settings import Settings
-from scenario_pipeline.storage import database, ledger, source
+from scenario_pipeline.storage import database, source
+from scenario_pipeline.storage.database import limit_statement_time
 from scenario_pipeline.storage.roles import OWNER, SCHEDULER
-from scenario_pipeline.storage.source import Access
+from scenario_pipeline.storage.source import Access, unknown_organisations
 from scenario_pipeline.storage.tables import SCHEMA, scenario_evaluation_config, source_activities
 
 # Reading every mentor once takes longer than anything else.
@@ -85,7 +86,7 @@ def _examine(engine: Engine, settings: Settings, setting: str) -> Iterator[Findi
                 connection.execute(text("SET TRANSACTION READ ONLY"))
                 # So that objects are named with their schema, whatever the role's own path is.
                 connection.execute(text("SET LOCAL search_path = pg_catalog"))
-                ledger.limit_statement_time(connection, STATEMENT_SECONDS)
+                limit_statement_time(connection, STATEMENT_SECONDS)
                 access = Access.VIEWS if name in _ANY_SCHEMA else source.access_of(connection)
                 findings = list(check(Look(connection, settings, role, rights_remedy, access)))
         except Exception as exc:  # noqa: BLE001 - the boundary of a check: whatever it is, the others are looked at
@@ -130,7 +131,7 @@ def _mentors(look: Look) -> Iterator[Finding]:
         # Without the owner's rights it asks the same.
         body = "SELECT prosrc FROM pg_proc WHERE oid = to_regprocedure('scenario.mentors_summary()')"
         statement = str(look.scalar(body))
-    ledger.limit_statement_time(look.connection, SUMMARY_SECONDS)
+    limit_statement_time(look.connection, SUMMARY_SECONDS)
     mentors, active, incomplete, repeated = look.connection.execute(text(statement)).one()
     wrong = False
     for number, what in (
@@ -239,7 +240,7 @@ def _configuration(look: Look) -> Iterator[Finding]:
         sentence = f"There is no default configuration of {', '.join(sorted(missing))}."
         yield Finding(name, Status.PROBLEM, sentence, database.UPGRADE_COMMAND)
     own = {row.organisation_id for row in rows if row.organisation_id is not None}
-    unknown = ledger.unknown_organisations(look.connection, tuple(own))
+    unknown = unknown_organisations(look.connection, tuple(own))
     if unknown:
         sentence = f"The configuration has rows of {len(unknown)} organisations that do not exist, {unknown[0]} is one."
         remedy = f"DELETE FROM {table.fullname} WHERE organisation_id = '{unknown[0]}'"  # noqa: S608 - it is only told

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from sqlalchemy import text
 
 from scenario_pipeline.doctor.findings import Finding, Look, Status, as_sentence
-from scenario_pipeline.engines.statement import readings, unfit_functions
+from scenario_pipeline.engines.functions import unfit_functions
+from scenario_pipeline.engines.source_check import readings
 from scenario_pipeline.errors import classify
 from scenario_pipeline.scenarios import registry
 from scenario_pipeline.storage import database, roles

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from scenario_pipeline.log.logger import StructuredLogger
 from scenario_pipeline.records import Page, PageResult
-from scenario_pipeline.structured_logger import StructuredLogger
 from scenario_pipeline.time_budget import TimeBudget
 
 

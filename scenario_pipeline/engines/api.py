@@ -18,7 +18,7 @@ from uuid import UUID
 from pydantic import UUID4, BaseModel, ConfigDict, FailFast, Field, ValidationError
 
 from scenario_pipeline.errors import ErrorInfo, ErrorType
-from scenario_pipeline.events import UUID4_PATTERN, Name, Reason
+from scenario_pipeline.log.vocabulary import UUID4_PATTERN, Name, Reason
 from scenario_pipeline.settings import MAX_ENGINE_CHUNK_SIZE
 
 EVALUATIONS_PATH = "/v1/evaluations"
@@ -165,10 +165,10 @@ def failure_of(status: int, headers: Mapping[str, str], body: bytes | bytearray,
         body: of the reply, whatever it is.
         now: the present moment, for a `Retry-After` that is a date.
     """
-    told = told_error(body) if is_json(headers) else None
+    reported = reported_error(body) if is_json(headers) else None
     sentence = f"the trigger engine answered with HTTP status {status}"
-    if told is not None:
-        sentence = f"{sentence}: {told.error_message}"
+    if reported is not None:
+        sentence = f"{sentence}: {reported.error_message}"
     match verdict := verdict_of(status):
         case Verdict.CONTENT:
             return CallFailure(ErrorInfo(ErrorType.EVALUATION_LOGIC, sentence), splits=True)
@@ -183,18 +183,18 @@ def failure_of(status: int, headers: Mapping[str, str], body: bytes | bytearray,
             kind = ErrorType.NETWORK
         case Verdict.ANSWERED:
             kind = ErrorType.NETWORK
-            sentence = sentence if told is not None else "the trigger engine's reply has not the expected shape"
+            sentence = sentence if reported is not None else "the trigger engine's reply has not the expected shape"
         case _:
             assert_never(verdict)
     splits = False
-    if told is not None:
-        kind = told.error_type
+    if reported is not None:
+        kind = reported.error_type
         splits = kind is ErrorType.EVALUATION_LOGIC and verdict is not Verdict.CONFLICT
     after = retry_after_seconds(headers.get("retry-after"), now) if status in (429, 503) else None
     return CallFailure(ErrorInfo(kind, sentence), splits=splits, retries=not splits, retry_after_seconds=after)
 
 
-def told_error(body: bytes | bytearray) -> ErrorInfo | None:
+def reported_error(body: bytes | bytearray) -> ErrorInfo | None:
     """Return what a body `{"error": {"error_type": ...}}` with one of the four types says, else None."""
     if not is_modest(body):
         return None

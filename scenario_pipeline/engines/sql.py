@@ -16,10 +16,12 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from scenario_pipeline.batch_stats import NO_ORGANISATION, BatchStats, OutcomeKey
 from scenario_pipeline.engines.statement import EVALUATED, decision_statement
 from scenario_pipeline.errors import BudgetSpentError, ErrorInfo, ErrorType, SystemicError, classify
-from scenario_pipeline.events import PageRetried
+from scenario_pipeline.log.logger import StructuredLogger
+from scenario_pipeline.log.vocabulary import PageRetried
 from scenario_pipeline.records import MentorError, Page, PageResult
-from scenario_pipeline.storage import ledger, source
-from scenario_pipeline.structured_logger import StructuredLogger
+from scenario_pipeline.storage import source
+from scenario_pipeline.storage.database import limit_statement_time
+from scenario_pipeline.storage.ledger.pages import claim_page, complete_page
 from scenario_pipeline.time_budget import TimeBudget
 
 # How often a page's transaction is begun before a deadlock, or a commit without an answer, fails the run.
@@ -64,7 +66,7 @@ class SqlTriggerEngine:
                 with self.database.connect() as connection, connection.begin() as transaction:
                     # What became of a commit may be asked for beyond the budget, and nothing else may.
                     at_least = SETTLING_SECONDS if uncertain else 0
-                    ledger.limit_statement_time(connection, max(budget.remaining_seconds, at_least))
+                    limit_statement_time(connection, max(budget.remaining_seconds, at_least))
                     result = self._evaluate_in(connection, page, invocation_id, budget)
                     committing = True
                     transaction.commit()
@@ -81,7 +83,7 @@ class SqlTriggerEngine:
         raise AssertionError("the last attempt returns or raises")
 
     def _evaluate_in(self, connection: Connection, page: Page, invocation_id: str, budget: TimeBudget) -> PageResult:
-        committed = ledger.claim_page(connection, page, invocation_id)
+        committed = claim_page(connection, page, invocation_id)
         if committed is not None:
             return committed
         if budget.is_spent:
@@ -89,9 +91,9 @@ class SqlTriggerEngine:
         evaluation = Evaluation(connection, page, invocation_id, budget)
         with connection.begin_nested() as savepoint:
             result = evaluation.run()
-            if page.request.dispatch_mode == "dry_run":
+            if page.order.dispatch_mode == "dry_run":
                 savepoint.rollback()
-        ledger.complete_page(connection, page, invocation_id, result)
+        complete_page(connection, page, invocation_id, result)
         return result
 
 
@@ -137,7 +139,7 @@ class Evaluation:
     def _bisect(self, mentor_ids: Sequence[str]) -> Iterator[BatchStats | MentorError]:
         try:
             with self.connection.begin_nested():
-                stats = self._decide(mentor_ids, self.page.request.scenario_types)
+                stats = self._decide(mentor_ids, self.page.order.scenario_types)
             yield stats
             return
         except _WindowTakenError:
@@ -159,12 +161,12 @@ class Evaluation:
             raise BudgetSpentError
         if lost_races > MAX_LOST_RACES:
             raise _WindowTakenError
-        ledger.limit_statement_time(self.connection, self.budget.remaining_seconds)
+        limit_statement_time(self.connection, self.budget.remaining_seconds)
         rows = self.connection.execute(
             decision_statement(scenario_types, source.access_of(self.connection), self.by_mentor),
             {
                 "mentor_ids": list(mentor_ids),
-                "evaluation_date": self.page.request.evaluation_date,
+                "evaluation_date": self.page.order.evaluation_date,
                 "invocation_id": self.invocation_id,
             },
         ).all()

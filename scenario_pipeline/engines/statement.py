@@ -1,76 +1,48 @@
-"""The statement that decides and dispatches a page (contract sections 3 and 4), and its halves as functions.
+"""The set-based statement that decides and dispatches a page (contract sections 3, 4 and 6).
 
-Belongs here: SQL, built once a process. Does not belong here: running it (`engines.sql`), or what makes a scenario due
-(`scenarios`).
+Belongs here: the statement, built from the scenarios' selects. Does not belong here: running it (`engines.sql`), or
+the owner's functions that may stand in for a select (`engines.functions`).
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import date
 from functools import cache
-from hashlib import sha256
 from typing import Any
 
 from sqlalchemy import (
     ARRAY,
-    Connection,
     Date,
     Executable,
     FromClause,
-    Integer,
     Text,
     Uuid,
     bindparam,
     case,
     cast,
-    column,
     exists,
     func,
     literal,
-    literal_column,
     null,
     or_,
     select,
-    text,
     true,
     union_all,
 )
-from sqlalchemy.dialects import postgresql
 from sqlalchemy.dialects.postgresql import distinct_on, insert
-from sqlalchemy.exc import CompileError
 
 from scenario_pipeline.batch_stats import DISPATCHED
-from scenario_pipeline.errors import ErrorInfo, ErrorType, SystemicError
 from scenario_pipeline.scenarios import registry
 from scenario_pipeline.storage import source
-from scenario_pipeline.storage.database import UPGRADE_COMMAND
-from scenario_pipeline.storage.roles import PERSONAL_COLUMNS, SCHEDULER
-from scenario_pipeline.storage.source import Access
-from scenario_pipeline.storage.tables import (
-    SCHEMA,
-    scenario_evaluation_config,
-    scenario_notifications,
-    source_mentors,
-    source_metadata,
-)
+from scenario_pipeline.storage.source import MATCH_COLUMNS, Access, function_name
+from scenario_pipeline.storage.tables import scenario_evaluation_config, scenario_notifications
 
 # The cooldown window of a mentor's first notification starts here (contract section 4).
 FIRST_WINDOW = date(1970, 1, 1)
 EVALUATED, LOST_RACE = "evaluated", "lost_race"
 _KEY = Uuid(as_uuid=False)
-_KEYS = ARRAY(_KEY)
-_MATCH = (
-    column("user_id", _KEY),
-    column("threshold", Integer),
-    column("crossed_on", Date),
-    column("dedup_key", Text),
-)
-# Longer names are cut by Postgres, two of them perhaps to the same.
-_MAX_IDENTIFIER = 63
-_PERSONAL = re.compile(rf"\b({'|'.join(PERSONAL_COLUMNS)})\b")
-_QUOTE = "$scenario_pipeline$"
+KEYS = ARRAY(_KEY)
 
 
 @cache
@@ -83,7 +55,7 @@ def decision_statement(scenario_types: tuple[str, ...], access: Access, by_mento
     organisations, or mentors where `by_mentor` asks for it. The source is read as `access` says.
     """
     evaluation_date = cast(bindparam("evaluation_date"), Date)
-    mentor_ids = cast(bindparam("mentor_ids"), _KEYS)
+    mentor_ids = cast(bindparam("mentor_ids"), KEYS)
     sent = scenario_notifications
     asked = select(func.unnest(mentor_ids, type_=_KEY).label("user_id")).subquery("asked")
     mentor = source.mentors(access, mentor_ids)
@@ -95,7 +67,7 @@ def decision_statement(scenario_types: tuple[str, ...], access: Access, by_mento
         .cte("page")
         .prefix_with("MATERIALIZED", dialect="postgresql")
     )
-    configuration = _configuration(page, scenario_types)
+    configuration = configuration_of(page, scenario_types)
     found = {name: _matches(name, access, page, configuration, mentor_ids, evaluation_date) for name in scenario_types}
     due = union_all(*(_due(name, matches, page, configuration) for name, matches in found.items())).cte("due")
     previous = (
@@ -184,19 +156,19 @@ def decision_statement(scenario_types: tuple[str, ...], access: Access, by_mento
             cast(null(), Text).label("scenario_type"),
             literal(EVALUATED).label("outcome"),
             func.count().label("n"),
-            cast(null(), _KEYS).label("mentor_ids"),
+            cast(null(), KEYS).label("mentor_ids"),
         ).group_by(evaluated_for),
         select(
             matches.c.counted_for,
             matches.c.scenario_type,
             matches.c.outcome,
             func.count(),
-            func.array_agg(matches.c.user_id, type_=_KEYS).filter(matches.c.outcome == LOST_RACE),
+            func.array_agg(matches.c.user_id, type_=KEYS).filter(matches.c.outcome == LOST_RACE),
         ).group_by(matches.c.counted_for, matches.c.scenario_type, matches.c.outcome),
     )
 
 
-def _configuration(page: FromClause, scenario_types: Sequence[str]) -> FromClause:
+def configuration_of(page: FromClause, scenario_types: Sequence[str]) -> FromClause:
     """Select the configuration that holds for each organisation of the page: a row a scenario, disabled ones too."""
     config = scenario_evaluation_config
     members = select(page.c.organisation_id).distinct().subquery("members")
@@ -219,7 +191,7 @@ def _configuration(page: FromClause, scenario_types: Sequence[str]) -> FromClaus
     )
 
 
-def _own(name: str, configuration: FromClause) -> FromClause:
+def own_configuration(name: str, configuration: FromClause) -> FromClause:
     """Select the enabled configuration of one scenario."""
     return (
         select(
@@ -238,14 +210,14 @@ def _matches(
 ) -> FromClause:
     """Select the matches of one scenario: user_id, threshold, crossed_on, dedup_key."""
     if access is Access.FUNCTIONS:
-        return source.called(function_name(name), "found", _MATCH, mentor_ids, evaluation_date)
+        return source.called(function_name(name), "found", MATCH_COLUMNS, mentor_ids, evaluation_date)
     # Without a name of its own: a scenario may be called as something else in the statement is.
-    return registry()[name].matches(page, _own(name, configuration), evaluation_date).subquery()
+    return registry()[name].matches(page, own_configuration(name, configuration), evaluation_date).subquery()
 
 
 def _due(name: str, matches: FromClause, page: FromClause, configuration: FromClause) -> Any:
     """Select the matches of one scenario with the name and the cooldown that apply to them."""
-    own = _own(name, configuration)
+    own = own_configuration(name, configuration)
     return (
         select(
             matches.c.user_id,
@@ -259,120 +231,3 @@ def _due(name: str, matches: FromClause, page: FromClause, configuration: FromCl
         .join(page, page.c.user_id == matches.c.user_id)
         .join(own, own.c.organisation_id == page.c.organisation_id)
     )
-
-
-def function_name(scenario_type: str) -> str:
-    """Return the name of the function that finds a scenario's matches with the owner's rights."""
-    name = f"due_{scenario_type}"
-    if len(name) <= _MAX_IDENTIFIER:
-        return name
-    return f"{name[: _MAX_IDENTIFIER - 9]}_{sha256(scenario_type.encode()).hexdigest()[:8]}"
-
-
-def _function_body(name: str) -> str | None:
-    """Return the select of a function's matches; `$1` are mentors, `$2` is the evaluation date.
-
-    None if a value in it cannot be written out, or if it names a personal column: then this scenario needs a role that
-    passes row-level security.
-    """
-    mentor = source_mentors
-    page = (
-        select(
-            mentor.c.id.label("user_id"), mentor.c.organisation_id, mentor.c.joined_on, mentor.c.notifications_opt_out
-        )
-        .where(mentor.c.id == func.any(literal_column("$1", _KEYS)), mentor.c.status == "active")
-        .cte("page")
-        .prefix_with("MATERIALIZED", dialect="postgresql")
-    )
-    configuration = _configuration(page, [name])
-    found = registry()[name].matches(page, _own(name, configuration), literal_column("$2", Date)).subquery()
-    # `named`: the other styles double a percent sign.
-    dialect = postgresql.dialect(paramstyle="named")  # type: ignore[no-untyped-call]
-    statement = select(*(found.c[c.name] for c in _MATCH))
-    try:
-        compiled = statement.compile(dialect=dialect, compile_kwargs={"literal_binds": True})
-    except (CompileError, NotImplementedError):
-        return None
-    # With the owner's rights it could read what the scheduler's role may not.
-    return None if _PERSONAL.search(str(compiled)) else f"\n{compiled}\n"
-
-
-def _signature(name: str) -> str:
-    """Return a scenario's function with the types of its arguments."""
-    return f"{function_name(name)}(uuid[], date)"
-
-
-def _present_body(connection: Connection, name: str) -> str | None:
-    """Return what a scenario's function in this database consists of, or None if there is none."""
-    statement = text("SELECT prosrc FROM pg_proc WHERE oid = to_regprocedure(:function)")
-    body: str | None = connection.execute(statement, {"function": f"{SCHEMA}.{_signature(name)}"}).scalar_one_or_none()
-    return body
-
-
-def replace_functions(connection: Connection) -> list[str]:
-    """Make the functions of all installed scenarios anew; the current role owns the schema.
-
-    Returns:
-        Their names with the types of their arguments.
-    """
-    # Like the select in a run, a function may name what is not there yet: that is for the run to report.
-    connection.execute(text("SET LOCAL check_function_bodies = off"))
-    made = []
-    for name in registry():
-        body = _function_body(name)
-        if body is None:
-            continue
-        made.append(_signature(name))
-        if _present_body(connection, name) == body:
-            continue
-        statement = (
-            f"CREATE OR REPLACE FUNCTION {SCHEMA}.{function_name(name)}(mentor_ids uuid[], evaluation_date date) "
-            "RETURNS TABLE (user_id uuid, threshold int, crossed_on date, dedup_key text) LANGUAGE sql STABLE "
-            "SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off "
-            f"AS {_QUOTE}{body}{_QUOTE}"
-        )
-        # Neither colons nor percent signs of the body are parameters.
-        connection.exec_driver_sql(statement.replace("%", "%%"))
-    return made
-
-
-def unfit_functions(connection: Connection, scenario_types: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Yield a sentence and its remedy for each scenario whose function is not what this code would make."""
-    for name in scenario_types:
-        body = _function_body(name)
-        if body is None:
-            yield f"the scenario {name} cannot be a function", f"ALTER ROLE {SCHEDULER} BYPASSRLS"
-            continue
-        if _present_body(connection, name) != body:
-            yield f"the function of the scenario {name} is not this release's", UPGRADE_COMMAND
-
-
-def readings(access: Access) -> Iterator[tuple[str, Executable]]:
-    """Yield what an evaluation reads of the source, by name, with a statement that fails where that is not allowed.
-
-    No row is returned.
-    """
-    if access is Access.VIEWS:
-        for view in source_metadata.tables.values():
-            yield view.fullname, select(view).limit(0)
-        return
-    nobody = source.keys(())
-    yield f"{SCHEMA}.organisations_of", select(source.organisations(access, ()))
-    yield f"{SCHEMA}.mentors_of", select(source.mentors(access, nobody))
-    for name in registry():
-        function = function_name(name)
-        found = source.called(function, "found", _MATCH, nobody, cast(literal(FIRST_WINDOW), Date))
-        yield f"{SCHEMA}.{function}", select(found)
-
-
-def check_source(connection: Connection, scenario_types: Sequence[str]) -> None:
-    """Refuse a source that cannot be read as these scenarios need it.
-
-    Raises:
-        SystemicError: a view does not fit, the role may not read it, or a function is not this code's; with a sentence.
-    """
-    source.check_views(connection)
-    if source.access_of(connection) is Access.FUNCTIONS:
-        for sentence, remedy in unfit_functions(connection, scenario_types):
-            raise SystemicError(ErrorInfo(ErrorType.DATABASE, f"{sentence}: run {remedy}"))
-        source.check_functions(connection)

@@ -148,7 +148,7 @@ def schema_version(connection: Connection) -> str | None:
     return context.get_current_revision()
 
 
-def upgrade(connection: Connection) -> None:
+def upgrade_schema(connection: Connection) -> None:
     """Create or upgrade the schema, and make the roles that are missing where the current role may.
 
     From then on until the end of the transaction the connection acts as the owner of the schema.
@@ -222,3 +222,12 @@ def reachable_or_explain(engine: Engine, name: str) -> None:
     except Exception as exc:  # noqa: BLE001 - the boundary to the user: any reason becomes one sentence
         reason = classify(exc).error_message
     raise UserError(f"The database of {name} cannot be used: {reason}. Check the URL and the server.", exit_status=1)
+
+
+def limit_statement_time(connection: Connection, seconds: float) -> None:
+    """Let no statement of this transaction, nor any wait for a lock, last longer than `seconds`."""
+    milliseconds = max(1, int(seconds * 1000))
+    connection.execute(
+        text("SELECT set_config('statement_timeout', :ms, true), set_config('lock_timeout', :ms, true)"),
+        {"ms": str(milliseconds)},
+    )

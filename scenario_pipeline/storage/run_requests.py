@@ -56,7 +56,7 @@ def open_requests(connection: Connection, limit: int) -> list[SchedulerRunReques
     ]
 
 
-def settle(connection: Connection, request_id: str, *, invocation_id: str | None, refusal: str | None) -> None:
+def close_request(connection: Connection, request_id: str, *, invocation_id: str | None, refusal: str | None) -> None:
     """Note what became of a request: which run was launched for it, or why none ever is."""
     table = scheduler_run_requests
     connection.execute(

@@ -6,9 +6,10 @@ keeps the role from their tables, functions with the owner's rights. Does not be
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from datetime import date
 from enum import Enum
+from hashlib import sha256
 from typing import Any
 
 from sqlalchemy import (
@@ -16,7 +17,10 @@ from sqlalchemy import (
     ColumnClause,
     ColumnElement,
     Connection,
+    Date,
     FromClause,
+    Integer,
+    Text,
     Uuid,
     cast,
     column,
@@ -180,3 +184,46 @@ def called(name: str, alias: str, columns: Iterable[ColumnClause[Any]], *argumen
     function = getattr(func.scenario, name)(*arguments)
     found: FromClause = function.table_valued(*(column(c.name, c.type) for c in columns), name=alias)
     return found
+
+
+def unknown_organisations(connection: Connection, organisation_ids: tuple[str, ...]) -> list[str]:
+    """Return those of the ids that are no organisation."""
+    return sorted(set(organisation_ids) - organisation_names(connection, organisation_ids).keys())
+
+
+def organisations_of(connection: Connection, mentor_ids: Sequence[str]) -> dict[str, str]:
+    """Return the organisation of each of these mentors who is active."""
+    asked = keys(mentor_ids)
+    mentor = mentors(access_of(connection), asked)
+    statement = select(mentor.c.id, mentor.c.organisation_id).where(
+        mentor.c.id == func.any(asked), mentor.c.status == "active"
+    )
+    return {row.id: row.organisation_id for row in connection.execute(statement)}
+
+
+def organisation_names(connection: Connection, organisation_ids: Collection[str]) -> dict[str, str]:
+    """Return the names of organisations by id."""
+    table = organisations(access_of(connection), organisation_ids)
+    rows = connection.execute(select(table.c.id, table.c.name).where(table.c.id.in_(organisation_ids)))
+    return {row.id: row.name for row in rows}
+
+
+# What a scenario's select returns.
+MATCH_COLUMNS = (
+    column("user_id", _KEY),
+    column("threshold", Integer),
+    column("crossed_on", Date),
+    column("dedup_key", Text),
+)
+
+
+# Postgres cuts longer names, two of them perhaps to the same.
+_MAX_IDENTIFIER = 63
+
+
+def function_name(scenario_type: str) -> str:
+    """Return the name of the function that finds a scenario's matches with the owner's rights."""
+    name = f"due_{scenario_type}"
+    if len(name) <= _MAX_IDENTIFIER:
+        return name
+    return f"{name[: _MAX_IDENTIFIER - 9]}_{sha256(scenario_type.encode()).hexdigest()[:8]}"

@@ -14,7 +14,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, text
 
-from scenario_pipeline.invocation import close_dead_invocation
+from scenario_pipeline.invocation.closing import close_dead_invocation
 from scenario_pipeline_tests import world
 from scenario_pipeline_tests.test_scheduler_job import stranger_accepts
 from scenario_pipeline_tests.world import Log

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from scenario_pipeline.installation import upgrade
 from scenario_pipeline.storage import database
 from scenario_pipeline.storage.embedded import EmbeddedPostgres
+from scenario_pipeline.upgrade import upgrade
 from scenario_pipeline_tests.conftest import _copy_database, let_schedulers_in, own_database
 from scenario_pipeline_tests.faults import small_world
 from scenario_pipeline_tests.faults.installation import FaultyInstallation

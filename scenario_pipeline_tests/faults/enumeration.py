@@ -27,9 +27,11 @@ from typing import Any, NoReturn
 from dagster import DagsterInstance
 from sqlalchemy import Engine
 
-from scenario_pipeline import invocation, structured_logger
-from scenario_pipeline.defs import launch, resources
+from scenario_pipeline.defs import resources
+from scenario_pipeline.defs.local_run import execute
 from scenario_pipeline.engines import sql
+from scenario_pipeline.invocation import closing, run
+from scenario_pipeline.log import stdout
 from scenario_pipeline.storage import database
 from scenario_pipeline_tests import world
 from scenario_pipeline_tests.conftest import as_scheduler
@@ -42,9 +44,10 @@ TIME_BUDGET_SECONDS = 30.0
 HANGS_AFTER_SECONDS = 60
 # By file: the functions whose lines are points, or None for all of them.
 ACTING: dict[str, frozenset[str] | None] = {
-    invocation.__file__: None,
+    run.__file__: None,
+    closing.__file__: None,
     sql.__file__: frozenset({"evaluate_page", "_evaluate_in"}),
-    structured_logger.__file__: frozenset({"write", "_write"}),
+    stdout.__file__: frozenset({"write", "_write"}),
     resources.__file__: frozenset({"yield_for_execution", "_tag_run"}),
     __file__: frozenset({"between_two_pages"}),
 }
@@ -117,7 +120,7 @@ def _run_in_child(instance: DagsterInstance, point: Point, log: Path) -> NoRetur
 def run_job(instance: DagsterInstance) -> None:
     """Run the job as the command line does."""
     config = {"evaluation_date": D.isoformat(), "dispatch_mode": "live", "page_size": small_world.PAGE_SIZE}
-    launch.execute(instance, config, evaluation_date=D, on_page=between_two_pages)
+    execute(instance, config, evaluation_date=D, on_page=between_two_pages)
 
 
 def between_two_pages(pages: int) -> None:

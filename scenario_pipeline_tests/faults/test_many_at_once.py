@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from scenario_pipeline import demo
+from scenario_pipeline.loading.demo import load_demo
 from scenario_pipeline.storage import database
 from scenario_pipeline.storage.embedded import EmbeddedPostgres
 from scenario_pipeline_tests import world
@@ -28,7 +28,7 @@ PROCESSES, MENTORS, PAGE_SIZE, TIME_BUDGET_SECONDS = 8, 10_000, 1000, 120.0
 def crowd(database_url: str, dagster_url: str, tmp_path: Path) -> Iterator[FaultyInstallation]:
     """An installation with demonstration data of ten thousand mentors."""
     installation = FaultyInstallation(database_url, dagster_url, tmp_path / "home")
-    demo.load_demo(installation.engine, mentors=MENTORS, today=D)
+    load_demo(installation.engine, mentors=MENTORS, today=D)
     installation.page_size = PAGE_SIZE
     yield installation
     installation.engine.dispose()

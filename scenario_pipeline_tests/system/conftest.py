@@ -21,7 +21,7 @@ from dagster import DagsterInstance
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 
-from scenario_pipeline.defs.instance import load_instance
+from scenario_pipeline.defs.instance.home import load_instance
 from scenario_pipeline.settings import Settings
 from scenario_pipeline_tests import world
 

@@ -26,10 +26,10 @@ import trustme
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect as connect_websocket
 
-from scenario_pipeline.installation import upgrade
 from scenario_pipeline.storage import database
 from scenario_pipeline.storage.embedded import EmbeddedPostgres
 from scenario_pipeline.storage.roles import OWNER, SCHEDULER
+from scenario_pipeline.upgrade import upgrade
 from scenario_pipeline_tests import world
 from scenario_pipeline_tests.canaries import Canary, Found, files_below, leaks, process_titles, sessions_of, tables_of
 from scenario_pipeline_tests.deployment import (

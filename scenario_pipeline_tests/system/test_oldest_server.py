@@ -10,12 +10,12 @@ from sqlalchemy import make_url
 
 from scenario_pipeline.doctor.database import examine_database
 from scenario_pipeline.doctor.findings import Status
-from scenario_pipeline.importer import import_folder
-from scenario_pipeline.installation import upgrade
+from scenario_pipeline.loading.merge import import_folder
 from scenario_pipeline.records import parse_date
 from scenario_pipeline.settings import Settings
 from scenario_pipeline.storage import database
 from scenario_pipeline.storage.source import Access, access_of
+from scenario_pipeline.upgrade import upgrade
 from scenario_pipeline_tests import world
 from scenario_pipeline_tests.conftest import COMMUNITY
 from scenario_pipeline_tests.test_cli import EXPECTED

@@ -11,9 +11,9 @@ from dagster import DagsterInstance, build_sensor_context
 from sqlalchemy import Engine
 
 from scenario_pipeline.definitions import defs
-from scenario_pipeline.defs.scheduler import JOB_NAME
-from scenario_pipeline.installation import upgrade
+from scenario_pipeline.defs.job import JOB_NAME
 from scenario_pipeline.storage import database
+from scenario_pipeline.upgrade import upgrade
 from scenario_pipeline_tests import world
 from scenario_pipeline_tests.system.conftest import wait_until
 

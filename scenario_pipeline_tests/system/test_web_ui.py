@@ -18,7 +18,7 @@ from selenium.common.exceptions import ElementClickInterceptedException, StaleEl
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
-from scenario_pipeline.defs.lineage import EVALUATIONS
+from scenario_pipeline.defs.assets import EVALUATIONS
 from scenario_pipeline.storage import database
 from scenario_pipeline_tests import world
 from scenario_pipeline_tests.system.conftest import Up, wait_until

@@ -11,7 +11,7 @@ from ipaddress import ip_address
 import psutil
 
 from scenario_pipeline.doctor.findings import Finding, Status, as_sentence
-from scenario_pipeline.engines.http import health_failure
+from scenario_pipeline.engines.http.client import health_failure
 from scenario_pipeline.settings import Settings
 
 

@@ -1,21 +1,15 @@
-"""`StructuredLogger`: the one logger of scheduler and trigger engine, NDJSON on stdout (contract section 5).
+"""The one `StructuredLogger`: typed events in, one line of strict JSON out (contract section 5).
 
-Belongs here: common fields, safe values, one write a line. Does not belong here: which events there are (`events`),
-or what must not be said (`sanitiser`). Logging never raises into the batch: what cannot be written is counted.
+Belongs here: common fields, safe values, rendering. Does not belong here: the events (`log.vocabulary`), sanitising
+text (`sanitiser`) or the descriptor (`log.stdout`).
 """
 
 from __future__ import annotations
 
 import json
 import math
-import os
 import re
-import select
-import sys
-import threading
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from datetime import UTC, date, datetime
 from enum import Enum
 from itertools import islice
@@ -24,20 +18,10 @@ from uuid import UUID
 
 import structlog
 
-from scenario_pipeline.events import SCHEMA_VERSION, Event
+from scenario_pipeline.log.stdout import MAX_LINE_BYTES, STDOUT_SINK, LineSink
+from scenario_pipeline.log.vocabulary import SCHEMA_VERSION, Event
 from scenario_pipeline.sanitiser import sanitise
 
-STDOUT = 1
-NO_DESCRIPTOR = -1
-# A write of at most PIPE_BUF bytes to a pipe is atomic (POSIX, write(2)); Linux' value, also below every log
-# collector's limit. Longer lines are cut by dropping values.
-MAX_LINE_BYTES = 4096
-# How long readers may hold up a run: longer than a busy log collector pauses, and short enough for a run to end within
-# its time budget and the two seconds it has for closing. All waits come out of this; a reader who then takes a score of
-# lines without being waited for earns a twentieth of it back.
-STALL_SECONDS = 1.0
-EARNED_SECONDS = STALL_SECONDS / 20
-EARNED_BYTES = 8192
 MAX_TEXT = 500
 MAX_COMMON_TEXT = 128
 MAX_ITEMS = 64
@@ -58,131 +42,9 @@ COMMON_FIELDS = (
     "dagster_step_key",
     "dagster_partition_key",
 )
-
 # C0 and C1 control characters, and the separators that some readers take for line breaks.
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
-
-
-class LineSink:
-    """Writes whole lines to a file descriptor, and to a second one while one is set.
-
-    Args:
-        fd: where lines go; looked up at each write, so a redirected stdout is followed.
-    """
-
-    def __init__(self, fd: int = STDOUT) -> None:
-        self.fd = fd
-        self.dropped = 0
-        self._torn: set[tuple[int, int]] = set()
-        # For each file that had no room once: how long it may still be waited for, and what it took since without that.
-        self._patience: dict[tuple[int, int], tuple[float, int]] = {}
-        self._lock = threading.Lock()
-        self._copy_to: int | None = None
-        self._observer: Callable[[bytes], None] | None = None
-
-    def write(self, line: bytes) -> None:
-        """Write one line, which ends in a line feed, with a single write to each descriptor; never raises."""
-        with self._lock:
-            for fd in (self.fd, self._copy_to):
-                if fd is not None:
-                    self._write(fd, line)
-        if self._observer is not None:
-            self._observer(line)
-
-    @property
-    def is_captured(self) -> bool:
-        """Whether lines also go to a second descriptor."""
-        return self._copy_to is not None
-
-    @contextmanager
-    def observed_by(self, observer: Callable[[bytes], None]) -> Iterator[None]:
-        """Also hand each line to `observer`, for a summary of what was written."""
-        before, self._observer = self._observer, observer
-        try:
-            yield
-        finally:
-            self._observer = before
-
-    @contextmanager
-    def copied_to_process_stdout(self) -> Iterator[None]:
-        """Also write to what stdout is now, for as long as a step's stdout is captured in a file.
-
-        Dagster would mirror the file with `tail`, which tears lines and loses the last ones.
-        """
-        try:
-            copy = os.dup(self.fd)
-        except OSError:  # the process was started without a stdout
-            yield
-            return
-        try:
-            with self.copied_to(copy):
-                yield
-        finally:
-            os.close(copy)
-
-    @contextmanager
-    def copied_to(self, fd: int) -> Iterator[None]:
-        """Also write each line to `fd`."""
-        before, self._copy_to = self._copy_to, fd
-        try:
-            yield
-        finally:
-            self._copy_to = before
-
-    def _write(self, fd: int, line: bytes) -> None:
-        # A full disk can leave half a line; without this the next one would be glued to it.
-        try:
-            data = b"\n" + line if self._torn and _file_of(fd) in self._torn else line
-            written = os.write(fd, data) if self._takes_a_line(fd, len(data)) else 0
-        except (OSError, ValueError):  # closed, none, broken pipe, full disk: the batch goes on, the loss is reported
-            self.dropped += 1
-            return
-        if not written:
-            self.dropped += 1
-        elif written < len(data):
-            self._torn.add(_file_of(fd))
-            self.dropped += 1
-        elif self._torn:
-            self._torn.discard(_file_of(fd))
-
-    def _takes_a_line(self, fd: int, size: int) -> bool:
-        """Whether a write will not wait for a reader who may never come back; waits itself for a slow one.
-
-        A full pipe would hold the run for ever, with the signals that could end it held back. `poll` calls a pipe
-        writable when it has room for `PIPE_BUF` bytes, which is a line, so the write after it does not wait. What is
-        not a pipe or a socket, or is broken, is always writable, and the write says what is wrong.
-        """
-        if not hasattr(select, "poll"):  # Windows
-            return True
-        ready = select.poll()
-        ready.register(fd, select.POLLOUT)
-        has_room = bool(ready.poll(0))
-        if has_room and not self._patience:
-            return True
-        # All waits are added up: a reader of one line a second would hold up hundreds of lines for minutes.
-        file = _file_of(fd)
-        seconds, taken = self._patience.get(file, (STALL_SECONDS, 0))
-        if has_room:
-            taken += size
-            if taken >= EARNED_BYTES:
-                seconds, taken = min(STALL_SECONDS, seconds + EARNED_SECONDS), 0
-        else:
-            began, taken = time.monotonic(), 0
-            has_room = bool(ready.poll(seconds * 1000))
-            seconds = max(0.0, seconds - (time.monotonic() - began))
-        self._patience[file] = (seconds, taken)
-        return has_room
-
-
-def _file_of(fd: int) -> tuple[int, int]:
-    """Tell files apart whatever descriptor leads to them."""
-    status = os.fstat(fd)
-    return status.st_dev, status.st_ino
-
-
-# Process-wide, because stdout is. A process started without one must not write into the file that took its number.
-STDOUT_SINK = LineSink(STDOUT if sys.stdout is not None else NO_DESCRIPTOR)
 
 
 def utc_now() -> datetime:

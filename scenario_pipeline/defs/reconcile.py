@@ -9,8 +9,9 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from scenario_pipeline import events
-from scenario_pipeline.storage.ledger import ClosedInvocation
+from scenario_pipeline.log.validation import violations
+from scenario_pipeline.log.vocabulary import RunCompleted
+from scenario_pipeline.storage.ledger.closed import ClosedInvocation
 
 
 def disagreements(
@@ -44,10 +45,10 @@ def disagreements(
     if metadata is not None:
         yield from _differences("the ledger", totals, "the metadata", metadata)
     if lines:
-        yield from (f"log, {sentence}" for sentence in events.violations(lines))
+        yield from (f"log, {sentence}" for sentence in violations(lines))
         ours = {**totals, "completed": invocation.status == "completed"}
         for entry in map(json.loads, lines):
-            if entry["event"] == events.RunCompleted.name:
+            if entry["event"] == RunCompleted.name:
                 yield from _differences("the ledger", ours, "the log", entry)
 
 

@@ -27,43 +27,45 @@ from dagster import (
 from sqlalchemy import Engine
 
 from scenario_pipeline.batch_stats import NO_ORGANISATION
+from scenario_pipeline.defs.assets import EVALUATIONS, GROUP, NOTIFICATIONS, OWNERS, source_tables
 from scenario_pipeline.defs.checks import evaluate_checks
-from scenario_pipeline.defs.lineage import EVALUATIONS, GROUP, NOTIFICATIONS, OWNERS, partitions, source_tables
+from scenario_pipeline.defs.partitions import partitions
 from scenario_pipeline.defs.resources import SchedulerResource, StructuredLoggerResource
-from scenario_pipeline.defs.run_configuration import CONFIG_SCHEMA, request_from, triggered_by
+from scenario_pipeline.defs.run_configuration import CONFIG_SCHEMA, order_from, triggered_by
 from scenario_pipeline.defs.run_metadata import events_url, report_metadata
 from scenario_pipeline.errors import SystemicError, UserError, classify
-from scenario_pipeline.events import Report
-from scenario_pipeline.invocation import CLOSING_SECONDS
-from scenario_pipeline.records import RunRequest, resolve_dispatch_mode
+from scenario_pipeline.invocation.closing import CLOSING_SECONDS
+from scenario_pipeline.log.logger import utc_now
+from scenario_pipeline.records import RunOrder, resolve_dispatch_mode
+from scenario_pipeline.report import Report
 from scenario_pipeline.settings import Settings
-from scenario_pipeline.storage import ledger
-from scenario_pipeline.structured_logger import utc_now
+from scenario_pipeline.storage.database import limit_statement_time
+from scenario_pipeline.storage.source import organisation_names
 
 JOB_NAME = "scenario_scheduler"
 
 
 @op(
     config_schema=CONFIG_SCHEMA,
-    out={"request": Out(Any), "pages": DynamicOut(Any)},
+    out={"order": Out(Any), "pages": DynamicOut(Any)},
     description="Opens the invocation, reads the active mentors and cuts them into pages.",
 )
 def fetch_active_mentors(
     context: OpExecutionContext,
     scheduler: SchedulerResource,
     structured_logger: StructuredLoggerResource,
-) -> Iterator[Output[RunRequest] | DynamicOutput[Any]]:
+) -> Iterator[Output[RunOrder] | DynamicOutput[Any]]:
     """Yield the completed request once, and each page under its own mapping key."""
     failure = None
     try:
-        request = request_from(context, Settings.from_environment())
-        pages = scheduler.invocation(context, request, structured_logger).plan()
+        order = order_from(context, Settings.from_environment())
+        pages = scheduler.invocation(context, order, structured_logger).plan()
     except (SystemicError, UserError) as exc:
         failure = classify(exc)
     if failure is not None:
         # Outside the handler: Dagster stores the text of every chained exception.
         raise Failure(failure.error_message, metadata={"error_type": failure.error_type.value}, allow_retries=False)
-    yield Output(request, output_name="request")
+    yield Output(order, output_name="order")
     for page in pages:
         yield DynamicOutput(page, mapping_key=f"page_{page.number:05d}", output_name="pages")
 
@@ -76,76 +78,76 @@ def evaluate_mentor(
     structured_logger: StructuredLoggerResource,
 ) -> Any:
     """Return what became of the page; a failure is a value, so that `summarize_run` still runs."""
-    request = replace(page.request, triggered_by=triggered_by(context.run))
-    return scheduler.invocation(context, request, structured_logger).evaluate(page)
+    order = replace(page.order, triggered_by=triggered_by(context.run))
+    return scheduler.invocation(context, order, structured_logger).evaluate(page)
 
 
 @op(
-    ins={"request": In(Any), "outcomes": In(Any)},
+    ins={"order": In(Any), "outcomes": In(Any)},
     out=Out(Nothing),
     description="Closes the invocation: sums up the pages, writes the last events and the run's metadata.",
 )
 def summarize_run(
     context: OpExecutionContext,
-    request: Any,
+    order: Any,
     outcomes: Any,
     scheduler: SchedulerResource,
     structured_logger: StructuredLoggerResource,
 ) -> None:
     """Show the totals as metadata; a failed invocation fails the run, a partial one warns and is tagged."""
-    request = replace(request, triggered_by=triggered_by(context.run))
-    report = scheduler.invocation(context, request, structured_logger).finish(outcomes)
-    metadata = _metadata(context, scheduler.engine, request, report)
+    order = replace(order, triggered_by=triggered_by(context.run))
+    report = scheduler.invocation(context, order, structured_logger).finish(outcomes)
+    metadata = _metadata(context, scheduler.database, order, report)
     if report.status == "failed" and report.failure is not None:
         raise Failure(report.failure.error_message, metadata=metadata, allow_retries=False)
     if report.status == "partial":
         context.log.warning(f"Partial: {report.remaining} mentors are left to the next run.")
     context.add_output_metadata(metadata)
-    partition = request.evaluation_date.isoformat()
+    partition = order.evaluation_date.isoformat()
     if not partitions.has_partition_key(partition):
         return
-    if request.dispatch_mode == "live":
+    if order.dispatch_mode == "live":
         dispatched = {"total_dispatched": report.stats.total_dispatched}
         context.log_event(AssetMaterialization(NOTIFICATIONS, partition=partition, metadata=dispatched))
     # The asset's own run records its partition and its checks by itself; any other run of the date shows them as well.
     if not context.has_assets_def:
         context.log_event(AssetMaterialization(EVALUATIONS, partition=partition, metadata=metadata))
-        _evaluate_checks(context, scheduler.engine, request, metadata)
+        _evaluate_checks(context, scheduler.database, order, metadata)
 
 
 def _metadata(
-    context: OpExecutionContext, engine: Engine, request: RunRequest, report: Report
+    context: OpExecutionContext, database: Engine, order: RunOrder, report: Report
 ) -> dict[str, MetadataValue[Any]]:
     names: dict[str, str] = {}
     # A failed run is often one whose database is gone: then its ids have to do.
     if report.status != "failed":
         try:
-            with engine.begin() as connection:
-                ledger.limit_statement_time(connection, CLOSING_SECONDS)
+            with database.begin() as connection:
+                limit_statement_time(connection, CLOSING_SECONDS)
                 evaluated = report.stats.evaluated_by_organisation
-                names = ledger.organisation_names(connection, [i for i in evaluated if i != NO_ORGANISATION])
+                names = organisation_names(connection, [i for i in evaluated if i != NO_ORGANISATION])
         except Exception as exc:  # noqa: BLE001 - the invocation is closed: a table without names must not fail its run
             context.log.warning(f"The names of organisations could not be read: {classify(exc).error_message}.")
     today = Settings.from_environment().today(utc_now())
-    usual = resolve_dispatch_mode("auto", request.evaluation_date, today)
+    usual = resolve_dispatch_mode("auto", order.evaluation_date, today)
     return report_metadata(
-        request,
+        order,
         report,
         organisation_names=names,
         events_url=events_url(context.instance, context.run_id),
-        live_on_request=request.dispatch_mode == "live" != usual,
+        live_on_request=order.dispatch_mode == "live" != usual,
     )
 
 
 def _evaluate_checks(
-    context: OpExecutionContext, engine: Engine, request: RunRequest, metadata: dict[str, MetadataValue[Any]]
+    context: OpExecutionContext, database: Engine, order: RunOrder, metadata: dict[str, MetadataValue[Any]]
 ) -> None:
     plain = {name: value.value for name, value in metadata.items()}
     try:
         evaluations = evaluate_checks(
             context.instance,
-            engine,
-            request.evaluation_date,
+            database,
+            order.evaluation_date,
             Settings.from_environment().max_error_rate,
             in_hand={context.run_id: plain},
         )
@@ -159,8 +161,8 @@ def _evaluate_checks(
 @graph(description="Evaluates every active mentor page by page and dispatches one notification per crossing.")
 def scheduler_graph() -> Any:
     """Fetch, evaluate each page, sum up."""
-    request, pages = fetch_active_mentors()
-    return summarize_run(request, pages.map(evaluate_mentor).collect())
+    order, pages = fetch_active_mentors()
+    return summarize_run(order, pages.map(evaluate_mentor).collect())
 
 
 scenario_scheduler = scheduler_graph.to_job(

@@ -1,46 +1,47 @@
-"""One invocation of the scheduler from its first event to its last (contract sections 4 and 5).
+"""One invocation from its first event to its last, as one process sees it (contract sections 4, 5).
 
-Belongs here: when a run is opened, partial, failed and closed, and what is said about it. Does not belong here:
-Dagster, which calls this from its ops (`defs`), deciding what is due (`engines`), or SQL (`storage.ledger`).
+Belongs here: opening, planning, evaluating, and the end of a living run. Does not belong here: Dagster (`defs`),
+deciding what is due (`engines`), SQL (`storage.ledger`), or writing the end (`invocation.closing`).
 """
 
 from __future__ import annotations
 
-import signal
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from datetime import datetime
-from typing import Any, Literal
+from typing import Literal
 
 from sqlalchemy import Connection, Engine
 
 from scenario_pipeline.batch_stats import BatchStats
 from scenario_pipeline.engines import TriggerEngine
-from scenario_pipeline.engines.statement import check_source
+from scenario_pipeline.engines.source_check import check_source
 from scenario_pipeline.errors import BudgetSpentError, ErrorInfo, ErrorType, SystemicError, classify
-from scenario_pipeline.events import MentorEvaluationError, Report, RunCompleted, RunFailed, RunPartial, RunStarted
-from scenario_pipeline.records import (
-    MentorError,
-    Page,
-    PageEvaluated,
-    PageLeft,
-    PageOutcome,
-    PageResult,
-    RunRequest,
-    paginate,
+from scenario_pipeline.invocation.closing import (
+    CLOSED_BY_ANOTHER,
+    CLOSING_SECONDS,
+    LAST_STATEMENT_SECONDS,
+    error_event,
+    record_cost,
+    started_event,
+    uninterrupted,
 )
+from scenario_pipeline.log.logger import StructuredLogger, utc_now
+from scenario_pipeline.records import Page, PageEvaluated, PageOutcome, PageResult, PageUnprocessed, RunOrder, paginate
+from scenario_pipeline.report import Report
 from scenario_pipeline.scenarios import check_configured
-from scenario_pipeline.storage import ledger
-from scenario_pipeline.storage.database import check_schema
-from scenario_pipeline.structured_logger import StructuredLogger, utc_now
+from scenario_pipeline.storage.database import check_schema, limit_statement_time
+from scenario_pipeline.storage.ledger.invocations import (
+    close_invocation,
+    join_invocation,
+    list_active_mentors,
+    open_invocation,
+)
+from scenario_pipeline.storage.ledger.pages import read_page, read_pages
+from scenario_pipeline.storage.source import unknown_organisations
 from scenario_pipeline.time_budget import TimeBudget
 
-# Closing must reach the ledger even when the budget is spent, and must not hang the end of the run: this much for all
-# of its statements, of the two seconds in which a run is closed after its budget.
-CLOSING_SECONDS = 1.5
-_LAST_STATEMENT_SECONDS = 0.2
 # What the first page may take although the budget is spent, so that each run gets on.
 FIRST_PAGE_SECONDS = 1.0
 
@@ -49,7 +50,7 @@ class Invocation:
     """One run of the scheduler, as seen by one process.
 
     Args:
-        request: what it is to do.
+        order: what it is to do.
         invocation_id: the Dagster run id.
         database: engine on the scheduler's own database.
         trigger_engine: what evaluates pages.
@@ -62,7 +63,7 @@ class Invocation:
 
     def __init__(
         self,
-        request: RunRequest,
+        order: RunOrder,
         invocation_id: str,
         *,
         database: Engine,
@@ -73,7 +74,7 @@ class Invocation:
         now: Callable[[], datetime] = utc_now,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.request = request
+        self.order = order
         self.invocation_id = invocation_id
         self.report: Report | None = None
         self._database = database
@@ -83,7 +84,7 @@ class Invocation:
         self._runs_all_pages = runs_all_pages
         self._now = now
         self._clock = clock
-        self._budget = TimeBudget.start(request.time_budget_seconds, clock=clock)
+        self._budget = TimeBudget.start(order.time_budget_seconds, clock=clock)
         self._closing: TimeBudget | None = None
         self._is_in_ledger = False
         self._has_begun = False
@@ -105,23 +106,23 @@ class Invocation:
         """
         try:
             with self._database.connect() as connection, connection.begin() as transaction:
-                ledger.limit_statement_time(connection, max(self._budget.remaining_seconds, CLOSING_SECONDS))
+                limit_statement_time(connection, max(self._budget.remaining_seconds, CLOSING_SECONDS))
                 check_schema(connection)
-                check_configured(connection, self.request.scenario_types)
-                check_source(connection, self.request.scenario_types)
+                check_configured(connection, self.order.scenario_types)
+                check_source(connection, self.order.scenario_types)
                 self._check_organisations(connection)
-                opened = ledger.open_invocation(
+                opened = open_invocation(
                     connection,
-                    self.request,
+                    self.order,
                     self.invocation_id,
                     started_at=self._now(),
                     parent_invocation_id=self._parent_invocation_id,
                 )
                 if not opened or self._parent_invocation_id is not None:
-                    self._total_active_mentors, spent = ledger.join_invocation(connection, self.invocation_id)
+                    self._total_active_mentors, spent = join_invocation(connection, self.invocation_id)
                     self._has_list = True
                     self._budget = TimeBudget.start(
-                        self.request.time_budget_seconds, already_spent=spent, clock=self._clock
+                        self.order.time_budget_seconds, already_spent=spent, clock=self._clock
                     )
                 # Whoever tells the process to stop finds the invocation either opened and announced, or neither.
                 with uninterrupted():
@@ -141,10 +142,10 @@ class Invocation:
         with uninterrupted():
             self._has_begun = True
             if not announced:
-                self._logger.emit(_started(self.request))
+                self._logger.emit(started_event(self.order))
 
     def _check_organisations(self, connection: Connection) -> None:
-        unknown = ledger.unknown_organisations(connection, self.request.organisation_ids)
+        unknown = unknown_organisations(connection, self.order.organisation_ids)
         if unknown:
             sentence = f"{len(unknown)} of the organisations asked for do not exist: check the ids of --organisation"
             raise SystemicError(ErrorInfo(ErrorType.EVALUATION_LOGIC, sentence))
@@ -158,14 +159,14 @@ class Invocation:
         self._has_list = False
         try:
             with self._database.begin() as connection:
-                ledger.limit_statement_time(connection, max(self._budget.remaining_seconds, CLOSING_SECONDS))
-                mentor_ids = ledger.active_mentors(connection, self.request, self.invocation_id)
+                limit_statement_time(connection, max(self._budget.remaining_seconds, CLOSING_SECONDS))
+                mentor_ids = list_active_mentors(connection, self.order, self.invocation_id)
         except Exception as exc:  # noqa: BLE001 - the boundary of the run: without a list there is no batch
             failure = classify(exc)
         else:
             self._total_active_mentors = len(mentor_ids)
             self._has_list = True
-            return [replace(page, planned_by=self.invocation_id) for page in paginate(mentor_ids, self.request)]
+            return [replace(page, planned_by=self.invocation_id) for page in paginate(mentor_ids, self.order)]
         self.fail(failure)
         raise SystemicError(failure)
 
@@ -179,7 +180,7 @@ class Invocation:
             BaseException: only what interrupts the process (a signal); the invocation is closed as terminated first.
         """
         outcome = self._evaluate(page)
-        if self._runs_all_pages and self.report is None and isinstance(outcome, PageLeft):
+        if self._runs_all_pages and self.report is None and isinstance(outcome, PageUnprocessed):
             if outcome.failure is None:
                 self._stop("time_budget")
             else:
@@ -188,34 +189,34 @@ class Invocation:
 
     def _evaluate(self, page: Page) -> PageOutcome:
         if self._failure is not None:
-            return PageLeft(self.invocation_id, page, self._failure)
+            return PageUnprocessed(self.invocation_id, page, self._failure)
         budget = self._budget
         if budget.is_spent and page.number == 1:
             # A budget that is spent before the first page would leave everybody to a next run that fares no better.
             budget = TimeBudget.start(FIRST_PAGE_SECONDS, clock=self._clock)
         if self.report is not None or budget.is_spent:
-            return PageLeft(self.invocation_id, page)
+            return PageUnprocessed(self.invocation_id, page)
         try:
             done = self._evaluated_by_parent(page)
             if done is not None:
-                if not done.left:
+                if not done.unprocessed:
                     return PageEvaluated(self._parent_invocation_id or "", page.number, done.stats)
-                page = replace(page, mentor_ids=done.left)
+                page = replace(page, mentor_ids=done.unprocessed)
             result = self._trigger_engine.evaluate_page(page, self.invocation_id, budget, self._logger)
         except BudgetSpentError:
             if not self._pages:
                 self._stuck_after = page.mentor_ids[-1]
-            return PageLeft(self.invocation_id, page)
+            return PageUnprocessed(self.invocation_id, page)
         except Exception as exc:  # noqa: BLE001 - the boundary of the batch: the failure goes on as a value
             self._failure = classify(exc)
-            return PageLeft(self.invocation_id, page, self._failure)
+            return PageUnprocessed(self.invocation_id, page, self._failure)
         except BaseException:
             self.terminate()
             raise
-        self._note(page.number, result)
-        if result.left:
+        self._record(page.number, result)
+        if result.unprocessed:
             self._failure = result.failure
-            return PageLeft(self.invocation_id, replace(page, mentor_ids=result.left), result.failure)
+            return PageUnprocessed(self.invocation_id, replace(page, mentor_ids=result.unprocessed), result.failure)
         return PageEvaluated(self.invocation_id, page.number, result.stats)
 
     def _evaluated_by_parent(self, page: Page) -> PageResult | None:
@@ -224,16 +225,16 @@ class Invocation:
         if self._parent_invocation_id is None or page.planned_by == self.invocation_id:
             return None
         with self._database.connect() as connection:
-            return ledger.read_page(connection, page.number, self._parent_invocation_id)
+            return read_page(connection, page.number, self._parent_invocation_id)
 
-    def _note(self, page_number: int, result: PageResult) -> None:
+    def _record(self, page_number: int, result: PageResult) -> None:
         """Take a committed page into the totals and report its errors, both or neither."""
         with uninterrupted():
             if page_number in self._pages:
                 return
             self._pages[page_number] = result
             for item in result.errors:
-                self._logger.emit(_mentor_error(item))
+                self._logger.emit(error_event(item))
 
     def finish(self, outcomes: Iterable[PageOutcome]) -> Report:
         """Close the invocation with the sum of its pages.
@@ -244,18 +245,18 @@ class Invocation:
             How it ended; a failed run is a report too.
         """
         settled = [
-            self.evaluate(o.page) if isinstance(o, PageLeft) and o.invocation_id != self.invocation_id else o
+            self.evaluate(o.page) if isinstance(o, PageUnprocessed) and o.invocation_id != self.invocation_id else o
             for o in outcomes
         ]
         for outcome in settled:
             if isinstance(outcome, PageEvaluated) and outcome.invocation_id == self.invocation_id:
                 # Another process may have evaluated the page; it has reported the errors, too.
                 self._pages.setdefault(outcome.page_number, PageResult(outcome.stats))
-        left = [o for o in settled if isinstance(o, PageLeft)]
-        failure = next((o.failure for o in left if o.failure is not None), None)
+        unprocessed = [o for o in settled if isinstance(o, PageUnprocessed)]
+        failure = next((o.failure for o in unprocessed if o.failure is not None), None)
         # A page that was called left may have been committed all the same, if the answer was lost for good.
-        stats = self._committed() if left else BatchStats.sum(result.stats for result in self._pages.values())
-        remaining = sum(len(self._left_of(o.page)) for o in left)
+        stats = self._committed() if unprocessed else BatchStats.sum(result.stats for result in self._pages.values())
+        remaining = sum(len(self._unprocessed_of(o.page)) for o in unprocessed)
         total = stats.total_settled + remaining
         if failure is not None:
             report = Report("failed", total, stats, self._budget.elapsed_ms, remaining, failure=failure)
@@ -265,9 +266,9 @@ class Invocation:
             report = Report("completed", total, stats, self._budget.elapsed_ms)
         return self._close(report)
 
-    def _left_of(self, page: Page) -> tuple[str, ...]:
+    def _unprocessed_of(self, page: Page) -> tuple[str, ...]:
         committed = self._pages.get(page.number)
-        return page.mentor_ids if committed is None else committed.left
+        return page.mentor_ids if committed is None else committed.unprocessed
 
     def fail(self, failure: ErrorInfo) -> Report:
         """Close the invocation as failed; how many remain is unknown where the list of mentors was never read."""
@@ -295,7 +296,7 @@ class Invocation:
         try:
             with self._database.begin() as connection:
                 self._limit_closing(connection)
-                return len(ledger.active_mentors(connection, self.request, self.invocation_id))
+                return len(list_active_mentors(connection, self.order, self.invocation_id))
         except Exception:  # noqa: BLE001 - the log is to be closed all the same
             return 0
 
@@ -322,40 +323,40 @@ class Invocation:
             try:
                 with self._database.begin() as connection:
                     self._limit_closing(connection)
-                    pages = ledger.read_pages(connection, self.invocation_id)
+                    pages = read_pages(connection, self.invocation_id)
             except Exception:  # noqa: BLE001, S110 - the database may be what failed; then memory has to do
                 pass
             else:
                 for number, result in pages.items():
-                    self._note(number, result)
+                    self._record(number, result)
         return BatchStats.sum(result.stats for result in self._pages.values())
 
     def _limit_closing(self, connection: Connection) -> None:
         self._closing = self._closing or TimeBudget.start(CLOSING_SECONDS, clock=self._clock)
-        seconds = max(self._closing.remaining_seconds, _LAST_STATEMENT_SECONDS)
-        ledger.limit_statement_time(connection, seconds)
+        seconds = max(self._closing.remaining_seconds, LAST_STATEMENT_SECONDS)
+        limit_statement_time(connection, seconds)
 
     def _close(self, report: Report) -> Report:
         """Write the end to the ledger and to the log; exactly once, whoever comes first."""
         with uninterrupted():
             if self.report is not None:
                 return self.report
-            closed_here, is_told = True, False
+            closed_here, is_logged = True, False
             if self._is_in_ledger:
                 try:
                     with self._database.begin() as connection:
                         self._limit_closing(connection)
-                        closed_here = ledger.close_invocation(
+                        closed_here = close_invocation(
                             connection, self.invocation_id, report, stuck_after=self._stuck_after, now=self._now()
                         )
                         if closed_here:
                             # Before the commit: a process that dies in between leaves a whole log and an open row, and
                             # whoever closes that reads in the log how it ended. The other way round the row would be
                             # closed, and the log would lack its end for ever.
-                            is_told = True
-                            self._tell(report)
+                            is_logged = True
+                            self._emit_closing(report)
                 except Exception as exc:  # noqa: BLE001 - the log must be closed even if the ledger cannot be
-                    if report.status != "failed" and not is_told:
+                    if report.status != "failed" and not is_logged:
                         report = Report(
                             "failed",
                             report.total_active_mentors,
@@ -367,119 +368,12 @@ class Invocation:
             if not closed_here:
                 report = replace(report, status="failed", reason=None, failure=CLOSED_BY_ANOTHER)
             self.report = report
-            if closed_here and not is_told:
-                self._tell(report)
+            if closed_here and not is_logged:
+                self._emit_closing(report)
             if closed_here and self._is_in_ledger:
-                _note_cost(self._database, self.request, report, self._now())
+                record_cost(self._database, self.order, report, self._now())
             return report
 
-    def _tell(self, report: Report) -> None:
+    def _emit_closing(self, report: Report) -> None:
         for event in report.closing_events():
             self._logger.emit(event)
-
-
-def _note_cost(database: Engine, request: RunRequest, report: Report, now: datetime) -> None:
-    """Note at the configuration what each scenario cost; a run is closed with or without that."""
-    with suppress(Exception), database.begin() as connection:
-        ledger.limit_statement_time(connection, _LAST_STATEMENT_SECONDS)
-        ledger.note_evaluations(connection, request, report.stats, now)
-
-
-CLOSED_BY_ANOTHER = ErrorInfo(ErrorType.EVALUATION_LOGIC, "the invocation was closed before its process had ended")
-PROCESS_DIED = ErrorInfo(ErrorType.EVALUATION_LOGIC, "the process of the run ended without closing the invocation")
-
-
-def close_dead_invocation(
-    database: Engine,
-    invocation_id: str,
-    logger: StructuredLogger,
-    *,
-    logged: Iterable[Mapping[str, Any]],
-    now: Callable[[], datetime] = utc_now,
-) -> tuple[RunRequest, Report] | None:
-    """Close the invocation of a process that died, with the totals that the ledger holds.
-
-    The entries that the process itself wrote are completed to a whole log: nothing is said twice, nothing is missing.
-
-    Args:
-        database: engine on the scheduler's own database.
-        invocation_id: the Dagster run id of a run that is over.
-        logger: bound to the common fields of that run.
-        logged: the entries of this invocation that were written before.
-        now: the wall clock.
-
-    Returns:
-        What the invocation was to do and how it ended, or None if it was closed before or never opened.
-    """
-    entries = list(logged)
-    written = {entry["event"]: entry for entry in entries}
-    told = {entry.get("peer_mentor_id") for entry in entries}
-    with database.begin() as connection:
-        ledger.limit_statement_time(connection, CLOSING_SECONDS)
-        found = ledger.read_request(connection, invocation_id)
-        if found is None:
-            return None
-        request, total, started_at = found
-        pages = ledger.read_pages(connection, invocation_id)
-        stats = BatchStats.sum(result.stats for result in pages.values())
-        lasted = int((now() - started_at).total_seconds() * 1000)
-        report = _as_written(written, Report("failed", total, stats, max(0, lasted), stats.remaining_of(total)))
-        if RunCompleted.name not in written:
-            # A remote engine that shares the database has acted on pages whose rows the dead process could not write.
-            beyond = ledger.notifications_of(connection, invocation_id).dispatched_beyond(stats)
-            report = replace(report, stats=stats + beyond)
-        if not ledger.close_invocation(connection, invocation_id, report, stuck_after=None, now=now()):
-            return None
-        # Before the commit, as in `Invocation`: whoever comes after a death in between finds the log whole.
-        if RunStarted.name not in written:
-            logger.emit(_started(request))
-        if written.keys().isdisjoint({RunPartial.name, RunFailed.name, RunCompleted.name}):
-            for result in pages.values():
-                for item in result.errors:
-                    if item.peer_mentor_id not in told:
-                        logger.emit(_mentor_error(item))
-        for event in report.closing_events():
-            if event.name not in written:
-                logger.emit(event)
-    _note_cost(database, request, report, now())
-    return request, report
-
-
-def _as_written(written: Mapping[str, Mapping[str, Any]], report: Report) -> Report:
-    """Return how the invocation ended as far as its log says so; `report` is what is known otherwise."""
-    completed = written.get(RunCompleted.name, {})
-    report = replace(report, duration_ms=completed.get("duration_ms", report.duration_ms))
-    if (partial := written.get(RunPartial.name)) is not None:
-        return replace(report, status="partial", reason=partial.get("reason"))
-    if completed.get("completed") is True:
-        return replace(report, status="completed", remaining=0)
-    failed = written.get(RunFailed.name, {})
-    remaining = failed.get("remaining_unprocessed_count", report.remaining)
-    return replace(report, failure=PROCESS_DIED, remaining=remaining)
-
-
-def _started(request: RunRequest) -> RunStarted:
-    return RunStarted(
-        request.triggered_by,  # type: ignore[arg-type]
-        request.evaluation_date.isoformat(),
-        list(request.scenario_types),
-        request.dispatch_mode,
-        request.time_budget_ms,
-    )
-
-
-def _mentor_error(item: MentorError) -> MentorEvaluationError:
-    return MentorEvaluationError(item.peer_mentor_id, item.error.error_type, item.error.error_message)
-
-
-@contextmanager
-def uninterrupted() -> Iterator[None]:
-    """Hold back SIGINT and SIGTERM, so that an entry and the count of it cannot be torn apart."""
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -1,26 +1,18 @@
-"""The tables around the scheduler as assets, so that the lineage graph tells what it reads and writes.
+"""The tables around the scheduler as assets, so that the lineage graph shows what it reads and writes.
 
-Belongs here: keys, partitions, owners and descriptions. Does not belong here: how assets are made (`scheduler`).
+Belongs here: keys, owners and descriptions. Does not belong here: how assets are made (`defs.job`).
 """
 
-from dagster import AssetKey, AssetSpec, DailyPartitionsDefinition, TableColumn, TableSchema
+from dagster import AssetKey, AssetSpec, TableColumn, TableSchema
 from sqlalchemy import Table
 
-from scenario_pipeline.settings import Settings
 from scenario_pipeline.storage import tables
 from scenario_pipeline.storage.roles import PERSONAL_COLUMNS
 
 EVALUATIONS = AssetKey("mentor_scenario_evaluations")
 NOTIFICATIONS = AssetKey("scenario_notifications")
-FIRST_PARTITION = "2024-01-01"
 OWNERS = ["team:peer-mentoring"]
 GROUP = "scenario_pipeline"
-
-# One partition a day, today's included, in the configured time zone.
-partitions = DailyPartitionsDefinition(
-    start_date=FIRST_PARTITION, timezone=Settings.from_environment().timezone.key, end_offset=1
-)
-
 _SOURCES = (
     (tables.organisations, "Organisations, each with its time zone."),
     (tables.peer_mentors, "Volunteers. An evaluation takes the active ones, and never reads their personal columns."),
@@ -53,7 +45,6 @@ source_tables = [
     )
     for table, description in _SOURCES
 ]
-
 scenario_notifications = AssetSpec(
     NOTIFICATIONS,
     deps=[EVALUATIONS],

@@ -1,7 +1,7 @@
-"""The trigger engine that the project serves itself: the API of `engines.api` on top of the `sql` engine's evaluation.
+"""The trigger engine that the project serves: the API of `engines.api` over the `sql` engine.
 
-Belongs here: who may call, what a request may be, the first reply to a repeated key, and the server's start and end.
-Does not belong here: what is due (`scenarios`) or how it is dispatched (`engines.sql`).
+Belongs here: routes, refusals and the work behind a request. Does not belong here: the server's start and end
+(`engines.service.server`), or how matches are dispatched (`engines.sql`).
 """
 
 from __future__ import annotations
@@ -10,18 +10,15 @@ import asyncio
 import hashlib
 import hmac
 import json
-import signal
-import socket
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Annotated, Any
 from uuid import UUID
 
-import uvicorn
 from fastapi import Depends, FastAPI, Header, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
@@ -43,15 +40,14 @@ from scenario_pipeline.engines.api import (
     RemoteError,
 )
 from scenario_pipeline.engines.sql import Evaluation
-from scenario_pipeline.errors import BudgetSpentError, ErrorInfo, ErrorType, SystemicError, UserError, classify
-from scenario_pipeline.events import EngineAnswered, EngineRefused, EngineStarted, EngineStopped
-from scenario_pipeline.records import Page, RunRequest
+from scenario_pipeline.errors import BudgetSpentError, ErrorInfo, ErrorType, SystemicError, classify
+from scenario_pipeline.log.logger import StructuredLogger
+from scenario_pipeline.log.vocabulary import EngineAnswered, EngineRefused
+from scenario_pipeline.records import Page, RunOrder
 from scenario_pipeline.scenarios import registry
-from scenario_pipeline.settings import is_loopback
-from scenario_pipeline.storage import ledger, source
-from scenario_pipeline.storage.database import check_schema
+from scenario_pipeline.storage import source
+from scenario_pipeline.storage.database import check_schema, limit_statement_time
 from scenario_pipeline.storage.tables import trigger_engine_replies
-from scenario_pipeline.structured_logger import StructuredLogger
 from scenario_pipeline.time_budget import TimeBudget
 
 MAX_REQUEST_BYTES = 1024 * 1024
@@ -68,7 +64,6 @@ MAX_TIME_LEFT_MS = 24 * 60 * 60 * 1000
 REPLIES_KEPT = timedelta(days=7)
 # Each request adds one reply and takes away up to so many old ones: the table cannot outgrow a week's requests.
 REPLIES_REMOVED = 10
-
 _NOT_IN_A_RUN = dict.fromkeys(
     ("invocation_id", "dagster_run_id", "dagster_job_name", "dagster_step_key", "dagster_partition_key")
 )
@@ -253,7 +248,7 @@ class EngineService:
         """
         try:
             with self.database.connect() as connection, connection.begin():
-                ledger.limit_statement_time(connection, HEALTH_SECONDS)
+                limit_statement_time(connection, HEALTH_SECONDS)
                 check_schema(connection)
         except Exception as exc:  # noqa: BLE001 - the boundary of the request: whatever it is, we cannot work
             failure = classify(exc)
@@ -344,7 +339,7 @@ def _limit(connection: Connection, budget: TimeBudget) -> None:
     """
     if budget.is_spent:
         raise BudgetSpentError
-    ledger.limit_statement_time(connection, budget.remaining_seconds)
+    limit_statement_time(connection, budget.remaining_seconds)
 
 
 def _remove_old_replies(connection: Connection) -> None:
@@ -361,17 +356,17 @@ def _evaluate(connection: Connection, asked: EvaluationRequest, budget: TimeBudg
     existing = set(found)
     if len(existing) != len(found):
         raise SystemicError(source.AMBIGUOUS)
-    request = RunRequest(
+    order = RunOrder(
         evaluation_date=asked.evaluation_date,
         scenario_types=tuple(sorted(set(asked.scenario_types))),
         organisation_ids=(),
         dispatch_mode=asked.dispatch_mode,
-        engine="sql",
+        engine_name="sql",
         time_budget_seconds=budget.seconds,
         page_size=None,
         triggered_by="manual",
     )
-    page = Page(1, tuple(mentor_id for mentor_id in mentor_ids if mentor_id in existing), request)
+    page = Page(1, tuple(mentor_id for mentor_id in mentor_ids if mentor_id in existing), order)
     result = Evaluation(connection, page, str(asked.invocation_id), budget, by_mentor=True).run()
     errors = {item.peer_mentor_id: item.error for item in result.errors}
     unknown = ErrorInfo(ErrorType.EVALUATION_LOGIC, "there is no such mentor")
@@ -390,7 +385,7 @@ def _evaluate(connection: Connection, asked: EvaluationRequest, budget: TimeBudg
                     "peer_mentor_id": UUID(mentor_id),
                     "dispatched": dict(dispatched[mentor_id]),
                     "suppressed": dict(suppressed[mentor_id]),
-                    "error": _told(errors.get(mentor_id)),
+                    "error": _remote_error(errors.get(mentor_id)),
                 }
                 for mentor_id in mentor_ids
             ]
@@ -398,7 +393,7 @@ def _evaluate(connection: Connection, asked: EvaluationRequest, budget: TimeBudg
     )
 
 
-def _told(info: ErrorInfo | None) -> RemoteError | None:
+def _remote_error(info: ErrorInfo | None) -> RemoteError | None:
     if info is None:
         return None
     return RemoteError(error_type=info.error_type.value, error_message=info.error_message)
@@ -458,57 +453,3 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(members) != len(pairs):
         raise ValueError
     return members
-
-
-def check_may_start(host: str, token: str | None, *, allow_anonymous: bool) -> None:
-    """Refuse to serve anyone who can reach the port without a token.
-
-    Raises:
-        UserError: no token is set, and it was not asked for or the address is not this machine's own.
-    """
-    if token is not None:
-        return
-    if not (allow_anonymous and is_loopback(host)):
-        raise UserError(
-            "The engine needs SCENARIO_ENGINE_TOKEN; without one it serves only this machine: "
-            "--host 127.0.0.1 --allow-anonymous."
-        )
-
-
-def serve(database: Engine, listener: socket.socket, token: str | None, on_ready: Callable[[], None]) -> None:
-    """Answer requests until SIGINT or SIGTERM, then those in hand, then return.
-
-    Args:
-        database: engine on the scheduler's own database, with `CONNECTIONS` connections.
-        listener: a socket that listens.
-        token: what callers must bear, or None to let anyone call.
-        on_ready: called once a signal ends the service in good order.
-    """
-    logger = StructuredLogger().bind(**_NOT_IN_A_RUN)
-    service = EngineService(database, token, logger)
-    app = service.app()
-    port = listener.getsockname()[1]
-
-    @asynccontextmanager
-    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        logger.emit(EngineStarted(port, token is not None))
-        yield
-        logger.emit(EngineStopped(service.requests))
-
-    app.router.lifespan_context = lifespan
-    config = uvicorn.Config(
-        app,
-        access_log=False,
-        log_config=None,
-        # stdout holds events only, and a stack trace may quote anything.
-        log_level="critical",
-        timeout_graceful_shutdown=int(REQUEST_SECONDS),
-        server_header=False,
-    )
-    server = uvicorn.Server(config)
-    # uvicorn takes signals only while it runs, and raises them once more afterwards, for whoever had them before. It
-    # has them from now on, so that none is lost in between.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, server.handle_exit)
-    on_ready()
-    server.run(sockets=[listener])

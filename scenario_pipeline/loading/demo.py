@@ -16,7 +16,7 @@ from sqlalchemy import Connection, Engine, exists, select
 from sqlalchemy.dialects.postgresql import insert
 
 from scenario_pipeline.errors import UserError
-from scenario_pipeline.importer import Progress, copy_rows, loading, lock_loading
+from scenario_pipeline.loading.bulk import Progress, copy_rows, loading, lock_loading
 from scenario_pipeline.storage.tables import SCHEMA, organisations, peer_mentors, source_mentors
 
 MAX_MENTORS = 10_000_000
@@ -62,7 +62,7 @@ def is_empty(connection: Connection) -> bool:
 
 
 def load_demo(
-    engine: Engine,
+    database: Engine,
     *,
     mentors: int = 500,
     activities_per_mentor: int = 12,
@@ -77,7 +77,7 @@ def load_demo(
     same mentors. Another seed adds another set beside the first.
 
     Args:
-        engine: on the scheduler's database, whose schema fits the code.
+        database: on the scheduler's database, whose schema fits the code.
         mentors: how many, 1 to 10,000,000. From 25 on each scenario has matches today, from 100 on one is opted out.
         activities_per_mentor: the mean of a skewed distribution.
         seed: of the random numbers.
@@ -99,7 +99,7 @@ def load_demo(
         if progress is not None:
             progress(name, count)
 
-    with loading(engine) as connection:
+    with loading(database) as connection:
         lock_loading(connection)
         if _is_loaded(connection, maker.organisation_ids):
             return dict.fromkeys(("organisations", "mentors", "activities", "certifications"), 0)

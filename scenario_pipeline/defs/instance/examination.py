@@ -1,0 +1,81 @@
+"""What `doctor` looks at in Dagster's database.
+
+Belongs here: findings about Dagster's tables and its daemon. Does not belong here: the scheduler's own database
+(`doctor.database`).
+"""
+
+from collections.abc import Iterator
+from datetime import timedelta
+
+from dagster._core.storage.sql import check_alembic_revision
+from dagster_postgres.run_storage import run_storage
+from dagster_postgres.utils import pg_alembic_config
+from sqlalchemy import Engine, text
+
+from scenario_pipeline.defs.instance.home import dagster_home
+from scenario_pipeline.defs.instance.storage import _ANOTHERS, _IS_ANOTHERS
+from scenario_pipeline.doctor.findings import STATEMENT_SECONDS, Finding, Status
+from scenario_pipeline.errors import UserError, classify
+from scenario_pipeline.settings import Settings
+from scenario_pipeline.storage import database
+from scenario_pipeline.storage.database import limit_statement_time
+
+# The daemon writes a heartbeat every 30 seconds; Dagster's web UI allows as much before it warns.
+DAEMON_SILENCE_SECONDS = 300
+
+
+def examine_instance(settings: Settings) -> Iterator[Finding]:
+    """Look at Dagster's records for `scenario-pipeline doctor`, without creating what is missing."""
+    name = "dagster_instance"
+    try:
+        urls = database.locate(settings, start=False)
+    except UserError as exc:
+        yield Finding(name, Status.UNKNOWN, str(exc), "scenario-pipeline up")
+        return
+    engine = database.connect(urls.dagster)
+    try:
+        yield _instance_finding(name, engine, settings)
+    except Exception as exc:  # noqa: BLE001 - the boundary of a check: whatever it is, it is one finding
+        failure = classify(exc)
+        sentence = f"Dagster's database cannot be looked at: {failure.error_message}."
+        yield Finding(name, Status.UNKNOWN, sentence, "check SCENARIO_DAGSTER_DATABASE_URL and its role, with psql")
+    finally:
+        engine.dispose()
+
+
+def _instance_finding(name: str, engine: Engine, settings: Settings) -> Finding:
+    with engine.connect() as connection, connection.begin():
+        connection.execute(text("SET TRANSACTION READ ONLY"))
+        limit_statement_time(connection, STATEMENT_SECONDS)
+        if connection.execute(text(_IS_ANOTHERS)).scalar_one():
+            return Finding(name, Status.PROBLEM, _ANOTHERS, "CREATE DATABASE dagster OWNER scenario_scheduler")
+        has_tables, may_create = connection.execute(
+            text(
+                "SELECT to_regclass('runs') IS NOT NULL, "
+                "coalesce(has_schema_privilege(current_schema(), 'CREATE'), false)"
+            )
+        ).one()
+        if not has_tables and not may_create:
+            sentence = "Dagster's database has no tables, and this role may not create them."
+            role = connection.execute(text("SELECT format('%I', current_user)")).scalar_one()
+            return Finding(name, Status.PROBLEM, sentence, f"ALTER DATABASE dagster OWNER TO {role}")
+        if not has_tables:
+            return Finding(name, Status.OK, "Dagster's database has no tables yet: the first run creates them.")
+        version, head = check_alembic_revision(pg_alembic_config(run_storage.__file__), connection)
+        if version != head:
+            sentence = "The tables of Dagster are those of another release of Dagster."
+            return Finding(
+                name, Status.PROBLEM, sentence, f"DAGSTER_HOME={dagster_home(settings)} dagster instance migrate"
+            )
+        # Dagster stores moments in UTC, without a zone.
+        silent_seconds = connection.execute(
+            text(
+                "SELECT extract(epoch FROM timezone('UTC', clock_timestamp()) - max(timestamp)) FROM daemon_heartbeats"
+            )
+        ).scalar_one()
+    if silent_seconds is None:
+        return Finding(name, Status.OK, "Dagster's records can be used; its daemon never ran, so no schedule ticks.")
+    if silent_seconds > DAEMON_SILENCE_SECONDS:
+        sentence = f"Dagster's daemon was silent for {timedelta(seconds=int(silent_seconds))}: no schedule ticks."
+        return Finding(name, Status.PROBLEM, sentence, "scenario-pipeline up")
+    return Finding(name, Status.OK, "Dagster's records can be used, and its daemon gives signs of life.")

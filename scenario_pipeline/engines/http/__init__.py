@@ -1,0 +1,1 @@
+"""The `http` trigger engine (contract section 6)."""

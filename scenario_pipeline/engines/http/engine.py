@@ -1,0 +1,108 @@
+"""The `http` trigger engine: asks a remote engine about a page, and writes the page's row (contract section 6).
+
+Belongs here: the page's transaction around the calls. Does not belong here: the calls (`engines.http.page_calls`), or
+what an answer means (`engines.api`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass, field
+
+from sqlalchemy import Engine
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+
+from scenario_pipeline.engines.http.client import LAST_ASK_SECONDS, RemoteEngine, RemoteOptions, unusable
+from scenario_pipeline.engines.http.page_calls import PageCalls
+from scenario_pipeline.engines.sql import MAX_ATTEMPTS, SETTLING_SECONDS, is_budgets_own
+from scenario_pipeline.errors import BudgetSpentError, SystemicError, classify
+from scenario_pipeline.log.logger import StructuredLogger
+from scenario_pipeline.log.vocabulary import PageRetried
+from scenario_pipeline.records import Page, PageResult
+from scenario_pipeline.storage.database import limit_statement_time
+from scenario_pipeline.storage.ledger.pages import claim_page, complete_page, read_page
+from scenario_pipeline.storage.source import organisations_of
+from scenario_pipeline.time_budget import TimeBudget
+
+
+@dataclass(frozen=True)
+class HttpTriggerEngine:
+    """Evaluates pages by asking a remote engine; the page's row in the ledger is written here.
+
+    Attributes:
+        database: pool of connections to the scheduler's own database.
+        options: where the remote engine is and how it is called.
+    """
+
+    database: Engine
+    options: RemoteOptions
+    _remote: RemoteEngine = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_remote", RemoteEngine(self.options))
+
+    def evaluate_page(self, page: Page, invocation_id: str, budget: TimeBudget, logger: StructuredLogger) -> PageResult:
+        """Evaluate and commit a page, or the part of it that the budget allows; see `TriggerEngine.evaluate_page`.
+
+        No transaction is open while the engine is asked. A page that is asked about again gets the first replies.
+        """
+        if self.options.url is None:
+            sentence = "SCENARIO_ENGINE_URL is not set: the http engine needs the address of the trigger engine"
+            raise SystemicError(unusable(sentence))
+        try:
+            with self.database.connect() as connection, connection.begin():
+                limit_statement_time(connection, max(budget.remaining_seconds, SETTLING_SECONDS))
+                committed = read_page(connection, page.number, invocation_id)
+                organisations = organisations_of(connection, page.mentor_ids)
+        except SQLAlchemyError as exc:
+            failure = classify(exc)
+        else:
+            if committed is not None:
+                return committed
+            return self._ask(PageCalls(self._remote, page, invocation_id, organisations, logger), budget, logger)
+        if is_budgets_own(failure, budget):
+            raise BudgetSpentError
+        raise SystemicError(failure)
+
+    def _ask(self, calls: PageCalls, budget: TimeBudget, logger: StructuredLogger) -> PageResult:
+        if budget.is_spent:
+            raise BudgetSpentError
+        running = self._remote.start(calls.run(budget.remaining_seconds))
+        try:
+            result = running.result()
+        except Exception:
+            raise
+        except BaseException:
+            # Told to stop: what is in hand is settled and what was answered is kept, as at the end of a budget.
+            self._remote.call(calls.stop)
+            with contextlib.suppress(Exception):
+                result = running.result(2 * LAST_ASK_SECONDS)
+                if result.unprocessed != calls.page.mentor_ids:
+                    self._commit(calls.page, calls.invocation_id, result, logger)
+            raise
+        if result.unprocessed == calls.page.mentor_ids:
+            raise BudgetSpentError if result.failure is None else SystemicError(result.failure)
+        return self._commit(calls.page, calls.invocation_id, result, logger)
+
+    def _commit(self, page: Page, invocation_id: str, result: PageResult, logger: StructuredLogger) -> PageResult:
+        """Write the page's row, unless another process or a commit without an answer has done so."""
+        for attempt in range(1, MAX_ATTEMPTS + 1):
+            try:
+                with self.database.begin() as connection:
+                    limit_statement_time(connection, SETTLING_SECONDS)
+                    committed = claim_page(connection, page, invocation_id)
+                    if committed is None:
+                        complete_page(connection, page, invocation_id, result)
+            except SQLAlchemyError as exc:
+                failure = classify(exc)
+                was_lost = isinstance(exc, DBAPIError) and exc.connection_invalidated
+            else:
+                return result if committed is None else committed
+            if attempt == MAX_ATTEMPTS or not (was_lost or failure.is_worth_a_retry):
+                break
+            logger.emit(PageRetried(page.number, attempt, failure.error_type, failure.error_message))
+        raise SystemicError(failure)
+
+    def close(self) -> None:
+        """Close the connections; waits for nothing that does not end within `CLOSING_SECONDS`."""
+        self._remote.close()

@@ -1,0 +1,1 @@
+"""The trigger engine that the project serves itself (contract section 6)."""

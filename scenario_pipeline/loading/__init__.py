@@ -1,0 +1,1 @@
+"""Bulk loading: the import of CSV files and the demonstration data (contract section 2)."""

@@ -1,0 +1,222 @@
+"""The four CSV files of an import: what a row must look like, and how a refusal is worded (contract section 2).
+
+Belongs here: reading and checking rows. Does not belong here: the database (`loading.merge`).
+No message made here holds a value from a file: a shifted column could put a name or a telephone number anywhere.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from operator import itemgetter
+from pathlib import Path
+from typing import TextIO
+from zoneinfo import available_timezones
+
+from scenario_pipeline.errors import UserError
+from scenario_pipeline.records import parse_date
+
+MAX_FIELD_CHARACTERS = 10_000
+_UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+_REQUIRED_TEXT = re.compile(rf"(?=[^\0]{{1,{MAX_FIELD_CHARACTERS}}}\Z)\s*\S")
+_OPTIONAL_TEXT = re.compile(rf"[^\0]{{0,{MAX_FIELD_CHARACTERS}}}")
+
+
+@lru_cache(maxsize=65_536)
+def _is_date(value: str) -> bool:
+    return parse_date(value) is not None
+
+
+@cache
+def _timezones() -> frozenset[str]:
+    return frozenset(available_timezones())
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """What a field may hold: a fast check, and the sentence that mends a field which fails it."""
+
+    check: Callable[[str], object]
+    remedy: str
+
+
+_ID = _Kind(_UUID.fullmatch, "write a UUID in its form of 36 characters with hyphens")
+_DAY = _Kind(_is_date, "write a date that exists as YYYY-MM-DD")
+_STATUS = _Kind({"active", "paused", "left"}.__contains__, "write active, paused or left")
+_TIMEZONE = _Kind(lambda value: value in _timezones(), "write an IANA time zone such as Europe/Oslo")
+_TEXT = _Kind(_REQUIRED_TEXT.match, "write some text")
+_TEXT_OR_NOTHING = _Kind(_OPTIONAL_TEXT.fullmatch, "write text or leave the field empty")
+
+
+@dataclass(frozen=True)
+class CsvFile:
+    """One of the four files: its stem, its columns and what they hold; its rows are staged in `staged_{stem}`."""
+
+    stem: str
+    columns: dict[str, _Kind]
+
+    @property
+    def file_name(self) -> str:
+        """Its name in the folder."""
+        return f"{self.stem}.csv"
+
+
+FILES = (
+    CsvFile("organisations", {"id": _ID, "name": _TEXT, "timezone": _TIMEZONE}),
+    CsvFile(
+        "mentors",
+        {
+            "id": _ID,
+            "organisation_id": _ID,
+            "status": _STATUS,
+            "full_name": _TEXT,
+            "email": _TEXT_OR_NOTHING,
+            "phone": _TEXT_OR_NOTHING,
+            "locale": _TEXT_OR_NOTHING,
+            "joined_on": _DAY,
+        },
+    ),
+    CsvFile("activities", {"user_id": _ID, "activity_type": _TEXT, "activity_date": _DAY}),
+    CsvFile("certifications", {"user_id": _ID, "certification_type": _TEXT, "expires_on": _DAY}),
+)
+
+
+def refusal(file_name: str, line: int | None = None, column: str | None = None, remedy: str = "") -> UserError:
+    """Word a refusal: where, what to do, and that nothing happened."""
+    place = file_name
+    if line is not None:
+        place += f", line {line}"
+    if column is not None:
+        place += f", column {column}"
+    return UserError(f"{place}: {remedy} (nothing was imported).")
+
+
+def open_all(folder: Path, stack: ExitStack) -> dict[str, TextIO]:
+    """Open the four files before the database is touched.
+
+    Raises:
+        UserError: the folder or a file is missing or cannot be read.
+    """
+    needed = ", ".join(source.file_name for source in FILES)
+    try:
+        present = {path.name for path in folder.iterdir()}
+    except OSError as exc:
+        reason = os.strerror(exc.errno or 0)
+        raise UserError(f"The folder {folder} cannot be read ({reason}): name one that holds {needed}.") from None
+    for source in FILES:
+        if source.file_name not in present:
+            raise refusal(source.file_name, remedy=f"the file is missing; the folder must hold all of {needed}")
+    files: dict[str, TextIO] = {}
+    for source in FILES:
+        try:
+            file = (folder / source.file_name).open(encoding="utf-8-sig", newline="")
+        except OSError as exc:
+            raise _unreadable(source, exc) from None
+        files[source.stem] = stack.enter_context(file)
+    return files
+
+
+def _unreadable(source: CsvFile, exc: OSError) -> UserError:
+    reason = os.strerror(exc.errno or 0)
+    return refusal(source.file_name, remedy=f"the file cannot be read ({reason}); give a readable file")
+
+
+def rows(source: CsvFile, path: Path, file: TextIO) -> Iterator[Sequence[object]]:
+    """Yield the rows of one file, each checked and led by its line number; empty fields become None.
+
+    Raises:
+        UserError: the file cannot be read or decoded, or a row is refused.
+    """
+    try:
+        yield from _checked_rows(source, file)
+    except OSError as exc:
+        raise _unreadable(source, exc) from None
+    except UnicodeDecodeError:
+        raise refusal(
+            source.file_name,
+            _first_line_not_utf8(path),
+            remedy="a byte is not UTF-8; save the file with the encoding UTF-8",
+        ) from None
+
+
+def _first_line_not_utf8(path: Path) -> int:
+    """Find the line that the decoder, which works on blocks, cannot name."""
+    number = 0
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):  # noqa: B007 - the last line is the answer if the loop ends
+            try:
+                line.decode()
+            except UnicodeDecodeError:
+                break
+    return number
+
+
+def _checked_rows(source: CsvFile, file: TextIO) -> Iterator[Sequence[object]]:
+    reader = csv.reader(file, strict=True)
+    line = 1  # where the row in hand begins; a quoted field may go on over several lines
+    try:
+        header = next(reader, [])
+        _check_header(source, header)
+        width = len(header)
+        in_order = itemgetter(*map(header.index, source.columns))
+        checks = [kind.check for kind in source.columns.values()]
+        line = reader.line_num + 1
+        for row in reader:
+            if len(row) == width:
+                values = in_order(row)
+                for check, value in zip(checks, values, strict=True):
+                    if not check(value):
+                        raise _bad_field(source, line, values)
+                yield (line, *[value or None for value in values])
+            elif row:
+                raise _bad_width(source, line, header, len(row))
+            line = reader.line_num + 1
+    except csv.Error:
+        raise refusal(
+            source.file_name,
+            line,
+            remedy="the quoting is broken or a field is far too long; put a field that holds a comma, a quote or a"
+            " line break between double quotes, and double each quote inside",
+        ) from None
+
+
+def _check_header(source: CsvFile, header: Sequence[str]) -> None:
+    names = ", ".join(source.columns)
+    for column in source.columns:
+        if column not in header:
+            raise refusal(source.file_name, 1, column, f"the header lacks it; it must name exactly {names}")
+    if len(header) > len(source.columns):
+        raise refusal(source.file_name, 1, remedy=f"the header names too many columns; it must name exactly {names}")
+
+
+def _bad_width(source: CsvFile, line: int, header: Sequence[str], fields: int) -> UserError:
+    if fields < len(header):
+        return refusal(
+            source.file_name, line, header[fields], "the row ends before it; give each row as many fields as the header"
+        )
+    return refusal(
+        source.file_name, line, header[-1], "the row goes on after it; give each row as many fields as the header"
+    )
+
+
+def _bad_field(source: CsvFile, line: int, values: Sequence[str]) -> UserError:
+    """Say about the first field that fails its check what would mend it."""
+    column, kind, value = next(
+        (column, kind, value)
+        for (column, kind), value in zip(source.columns.items(), values, strict=True)
+        if not kind.check(value)
+    )
+    if len(value) > MAX_FIELD_CHARACTERS:
+        remedy = f"the field is longer than {MAX_FIELD_CHARACTERS:,} characters; shorten it"
+    elif "\0" in value:
+        remedy = "the field holds a NUL character; remove it"
+    elif not value.strip():
+        remedy = f"the field is empty; {kind.remedy}"
+    else:
+        remedy = kind.remedy
+    return refusal(source.file_name, line, column, remedy)

@@ -1,0 +1,1 @@
+"""The ledger: what each invocation and each page did (contract section 4)."""
