@@ -62,6 +62,11 @@ class ErrorInfo:
         """Whether the same transaction may succeed when repeated at once (deadlock, serialization failure)."""
         return self.sqlstate in {"40P01", "40001"}
 
+    @property
+    def is_worth_waiting_for(self) -> bool:
+        """Whether the database may be back soon: it was out of reach, or had no connection to spare (53300)."""
+        return self.error_type is ErrorType.NETWORK or self.sqlstate == "53300"
+
 
 class UserError(Exception):
     """A mistake that one clear sentence explains: what is wrong, where, and what to do.

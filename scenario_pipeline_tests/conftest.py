@@ -20,7 +20,6 @@ import uvicorn
 from dagster import DagsterInstance, DagsterRunStatus, ExecuteInProcessResult
 from sqlalchemy import Engine, make_url, text
 
-from scenario_pipeline.definitions import defs
 from scenario_pipeline.defs.job import JOB_NAME
 from scenario_pipeline.engines.service.app import CONNECTIONS, EngineService
 from scenario_pipeline.loading.merge import import_folder
@@ -28,6 +27,7 @@ from scenario_pipeline.storage import database
 from scenario_pipeline.storage.embedded import EmbeddedPostgres
 from scenario_pipeline.upgrade import upgrade
 from scenario_pipeline_tests import world
+from scenario_pipeline_tests.support.definitions import definitions
 from scenario_pipeline_tests.world import Log
 
 DATA = Path(__file__).parent / "data"
@@ -227,12 +227,16 @@ def run_job(
 
         def run(*, partition: date | None = None, tags: dict[str, str] | None = None, **config: Any) -> JobRun:
             capfd.readouterr()
-            result = defs.resolve_job_def(JOB_NAME).execute_in_process(
-                instance=instance,
-                run_config={"ops": {"fetch_active_mentors": {"config": config}}},
-                partition_key=None if partition is None else partition.isoformat(),
-                tags=tags,
-                raise_on_error=False,
+            result = (
+                definitions()
+                .resolve_job_def(JOB_NAME)
+                .execute_in_process(
+                    instance=instance,
+                    run_config={"ops": {"fetch_active_mentors": {"config": config}}},
+                    partition_key=None if partition is None else partition.isoformat(),
+                    tags=tags,
+                    raise_on_error=False,
+                )
             )
             captured = capfd.readouterr()
             return JobRun(result, instance, captured.out, captured.err)

@@ -23,15 +23,14 @@ from dagster import (
 from sqlalchemy import Engine, text
 
 from scenario_pipeline.batch_stats import BatchStats
-from scenario_pipeline.definitions import defs
 from scenario_pipeline.defs.assets import EVALUATIONS
 from scenario_pipeline.defs.checks import error_rate, events_match_ledger, events_match_ledger_result
 from scenario_pipeline.defs.instance.captured_output import captured_lines
-from scenario_pipeline.defs.job import JOB_NAME, mentor_scenario_evaluations
+from scenario_pipeline.defs.job import JOB_NAME
 from scenario_pipeline.defs.reconcile import disagreements
-from scenario_pipeline.defs.resources import SchedulerResource, StructuredLoggerResource
 from scenario_pipeline.storage.ledger.closed import ClosedInvocation, closed_invocations
 from scenario_pipeline_tests import world
+from scenario_pipeline_tests.support.definitions import definitions, evaluated_asset, op_resources
 from scenario_pipeline_tests.test_scheduler_job import lose_the_connection_for, refuse_notifications_of, ten_mentors
 from scenario_pipeline_tests.world import D
 
@@ -59,7 +58,8 @@ def run(instance: DagsterInstance) -> Run:
 
     def run(*, dispatch_mode: str = "live", **config: Any) -> str:
         return (
-            defs.resolve_job_def(JOB_NAME)
+            definitions()
+            .resolve_job_def(JOB_NAME)
             .execute_in_process(
                 instance=instance,
                 run_config={"ops": {"fetch_active_mentors": {"config": {"dispatch_mode": dispatch_mode, **config}}}},
@@ -82,10 +82,10 @@ def evaluations(instance: DagsterInstance, run_id: str) -> dict[str, AssetCheckE
 def execute_checks(instance: DagsterInstance) -> ExecuteInProcessResult:
     """What the button "Execute all" does on the asset's page."""
     return materialize(
-        [mentor_scenario_evaluations, events_match_ledger, error_rate],
+        [evaluated_asset(), events_match_ledger, error_rate],
         selection=AssetSelection.checks(events_match_ledger, error_rate),
         instance=instance,
-        resources={"scheduler": SchedulerResource(), "structured_logger": StructuredLoggerResource()},
+        resources=op_resources(),
     )
 
 
@@ -121,11 +121,11 @@ def test_a_run_of_the_asset_executes_them_as_steps(
     ten_mentors(engine)
     config = {"fetch_active_mentors": {"config": {"dispatch_mode": dispatch_mode}}}
     result = materialize(
-        [mentor_scenario_evaluations, events_match_ledger, error_rate],
+        [evaluated_asset(), events_match_ledger, error_rate],
         partition_key=D.isoformat(),
         instance=instance,
         run_config={"ops": {"scheduler_graph": {"ops": config}}},
-        resources={"scheduler": SchedulerResource(), "structured_logger": StructuredLoggerResource()},
+        resources=op_resources(),
     )
     found = evaluations(instance, result.run_id)
     assert {name: evaluation.passed for name, evaluation in found.items()} == {

@@ -16,14 +16,12 @@ import pytest
 from dagster import DagsterInstance, RunRequest, build_schedule_context, materialize
 from sqlalchemy import Engine, text
 
-from scenario_pipeline.definitions import defs
 from scenario_pipeline.defs.assets import EVALUATIONS, NOTIFICATIONS
 from scenario_pipeline.defs.checks import error_rate, events_match_ledger
-from scenario_pipeline.defs.job import mentor_scenario_evaluations
-from scenario_pipeline.defs.resources import SchedulerResource, StructuredLoggerResource
 from scenario_pipeline.storage import database
 from scenario_pipeline_tests import world
 from scenario_pipeline_tests.conftest import RunJob, as_scheduler
+from scenario_pipeline_tests.support.definitions import definitions, evaluated_asset, op_resources
 from scenario_pipeline_tests.test_scheduler_job import stranger_accepts, ten_mentors
 from scenario_pipeline_tests.world import DAY, D
 
@@ -53,7 +51,7 @@ def totals_by_date(engine: Engine) -> dict[str, tuple[Any, ...]]:
 WORKER = """
 import json, sys
 from scenario_pipeline.definitions import defs
-from scenario_pipeline.defs.instance import load_instance
+from scenario_pipeline.defs.instance.home import load_instance
 from scenario_pipeline.settings import Settings
 partition, tags, config = sys.argv[1], json.loads(sys.argv[2]), json.loads(sys.argv[3])
 with load_instance(Settings.from_environment()) as instance:
@@ -128,12 +126,12 @@ def test_a_dry_run_backfill_has_the_same_totals_in_any_order_and_side_by_side(
 def asset_run(instance: DagsterInstance, partition: str, **config: Any) -> None:
     """What an asset backfill runs for one date."""
     result = materialize(
-        [mentor_scenario_evaluations, events_match_ledger, error_rate],
+        [evaluated_asset(), events_match_ledger, error_rate],
         partition_key=partition,
         instance=instance,
         tags=BACKFILL,
         run_config={"ops": {"scheduler_graph": {"ops": {"fetch_active_mentors": {"config": config}}}}},
-        resources={"scheduler": SchedulerResource(), "structured_logger": StructuredLoggerResource()},
+        resources=op_resources(),
     )
     assert result.success
 
@@ -179,9 +177,9 @@ def test_two_daemons_that_tick_at_once_dispatch_nothing_twice(
     with DagsterInstance.local_temp(str(tmp_path), overrides={"telemetry": {"enabled": False}}) as instance:
         for _ in range(2):
             context = build_schedule_context(
-                instance=instance, scheduled_execution_time=moment, repository_def=defs.get_repository_def()
+                instance=instance, scheduled_execution_time=moment, repository_def=definitions().get_repository_def()
             )
-            schedule = defs.resolve_schedule_def("scenario_scheduler_schedule")
+            schedule = definitions().resolve_schedule_def("scenario_scheduler_schedule")
             requests += schedule.evaluate_tick(context).run_requests or []
     assert [request.partition_key for request in requests] == ["2026-08-01"] * 2
     # "auto" would make a dry run of this date.

@@ -23,13 +23,14 @@ from sqlalchemy import Engine, create_engine, text
 
 from scenario_pipeline.cli import main
 from scenario_pipeline.defs.instance.home import load_instance
-from scenario_pipeline.defs.sensors import close_dead_invocations, lost_runs
+from scenario_pipeline.defs.sensors import lost_runs
 from scenario_pipeline.log.logger import utc_now
 from scenario_pipeline.settings import Settings
 from scenario_pipeline.storage import database
 from scenario_pipeline.storage.embedded import EmbeddedPostgres
 from scenario_pipeline_tests import world
 from scenario_pipeline_tests.conftest import COMMUNITY, as_scheduler
+from scenario_pipeline_tests.support.definitions import definitions
 from scenario_pipeline_tests.test_scheduler_job import stranger_accepts
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -238,17 +239,19 @@ def test_a_killed_runs_log_is_closed_for_it_exactly_once(
     with load_instance(Settings.from_environment()) as instance:
         run = instance.get_run_by_id(json.loads(before.splitlines()[0])["invocation_id"])
         assert run is not None
-        assert run.run_id not in [lost.run_id for lost in lost_runs(instance, utc_now())]
-        assert run.run_id in [lost.run_id for lost in lost_runs(instance, utc_now() + timedelta(seconds=95))]
+        assert run.run_id not in [lost.run_id for lost in lost_runs(instance, utc_now(), Settings.from_environment())]
+        assert run.run_id in [
+            lost.run_id for lost in lost_runs(instance, utc_now() + timedelta(seconds=95), Settings.from_environment())
+        ]
 
         event = instance.report_run_failed(run)
         context = build_run_status_sensor_context(
             sensor_name="close_dead_invocations", dagster_event=event, dagster_instance=instance, dagster_run=run
         ).for_run_failure()
         capfd.readouterr()
-        close_dead_invocations(context)
+        definitions().resolve_sensor_def("close_dead_invocations")(context)
         after = capfd.readouterr().out
-        close_dead_invocations(context)
+        definitions().resolve_sensor_def("close_dead_invocations")(context)
         assert capfd.readouterr().out == ""
     stranger_accepts(before + after)
     failed, completed = (json.loads(line) for line in after.splitlines())

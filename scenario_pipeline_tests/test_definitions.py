@@ -18,14 +18,14 @@ from dagster import (
 from sqlalchemy import Engine
 
 from scenario_pipeline.batch_stats import DISPATCHED, BatchStats
-from scenario_pipeline.definitions import defs
 from scenario_pipeline.defs.assets import EVALUATIONS, NOTIFICATIONS
-from scenario_pipeline.defs.job import scenario_scheduler
+from scenario_pipeline.defs.job import JOB_NAME
 from scenario_pipeline.defs.run_configuration import RunConfiguration
 from scenario_pipeline.defs.run_metadata import MAX_TABLE_ROWS, outcome_table
 from scenario_pipeline.errors import UserError
 from scenario_pipeline_tests import world
 from scenario_pipeline_tests.conftest import RunJob
+from scenario_pipeline_tests.support.definitions import definitions
 from scenario_pipeline_tests.test_scheduler_job import lose_the_connection_for, ten_mentors
 from scenario_pipeline_tests.world import D
 
@@ -33,7 +33,7 @@ SOURCES = {"organisations", "peer_mentors", "mentor_activities", "mentor_certifi
 
 
 def specs() -> dict[AssetKey, AssetSpec]:
-    return {spec.key: spec for spec in defs.resolve_all_asset_specs()}
+    return {spec.key: spec for spec in definitions().resolve_all_asset_specs()}
 
 
 def test_the_lineage_leads_from_the_tables_read_to_the_table_written() -> None:
@@ -62,10 +62,13 @@ def test_the_columns_of_mentors_say_which_are_personal() -> None:
 
 
 def test_jobs_schedules_sensors_checks_and_ops_are_described_and_owned() -> None:
-    found: dict[str, Any] = {s.name: s for s in defs.sensors or [] if isinstance(s, SensorDefinition)}
-    found |= {s.name: s for s in defs.schedules or [] if isinstance(s, ScheduleDefinition)}
-    found |= {"job": scenario_scheduler, **{node.name: node.definition for node in scenario_scheduler.nodes}}
-    found |= {spec.name: spec for checks in defs.asset_checks or [] for spec in checks.check_specs}
+    found: dict[str, Any] = {s.name: s for s in definitions().sensors or [] if isinstance(s, SensorDefinition)}
+    found |= {s.name: s for s in definitions().schedules or [] if isinstance(s, ScheduleDefinition)}
+    job = definitions().resolve_job_def(JOB_NAME)
+    job = definitions().resolve_job_def(JOB_NAME)
+    job = definitions().resolve_job_def(JOB_NAME)
+    found |= {"job": job, **{node.name: node.definition for node in job.nodes}}
+    found |= {spec.name: spec for checks in definitions().asset_checks or [] for spec in checks.check_specs}
     assert len(found) == 4 + 4 + 1 + 3 + 2
     for name, definition in found.items():
         assert definition.description, name

@@ -628,7 +628,7 @@ def test_a_daemon_that_fell_silent_is_found(
 
 
 _MAKE_TABLES = """
-from scenario_pipeline.defs.instance import load_instance
+from scenario_pipeline.defs.instance.home import load_instance
 from scenario_pipeline.settings import Settings
 with load_instance(Settings.from_environment()) as instance:
     instance.get_runs_count()

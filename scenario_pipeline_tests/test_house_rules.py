@@ -24,7 +24,7 @@ README = (PROJECT / "README.md").read_text(encoding="utf-8")
 # Imports run one way: a module may import from its own layer and those before it.
 LAYERS = [
     {"sanitiser", "errors"},
-    {"settings", "batch_stats", "time_budget", "records"},
+    {"limits", "settings", "batch_stats", "time_budget", "records"},
     {"log", "log.vocabulary", "log.schema", "log.validation", "log.stdout"},
     {"report", "log.logger"},
     {"storage.tables", "storage.embedded", "storage.roles", "storage.source", "storage.database", "storage"},
@@ -59,8 +59,9 @@ LAYERS = [
     },
     {"doctor", "doctor.findings", "doctor.rights", "doctor.environment"},
     {"doctor.database"},
+    {"defs", "defs.dagster_private"},
     {
-        "defs",
+        "defs.checked_config",
         "defs.instance",
         "defs.instance.home",
         "defs.instance.storage",
@@ -72,11 +73,13 @@ LAYERS = [
         "defs.run_metadata",
         "defs.reconcile",
     },
-    {"defs.resources", "defs.checks"},
+    {"defs.resources"},
+    {"defs.checks"},
     {"defs.job"},
     {"defs.liveness"},
     {"defs.schedules"},
     {"defs.sensors"},
+    {"defs.build"},
     {"definitions", "defs.local_run", "defs.dev_server", "cli", "__main__"},
 ]
 

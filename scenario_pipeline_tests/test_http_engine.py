@@ -42,7 +42,7 @@ from scenario_pipeline.invocation.closing import close_dead_invocation
 from scenario_pipeline.invocation.run import Invocation
 from scenario_pipeline.loading.merge import import_folder
 from scenario_pipeline.log.validation import violations
-from scenario_pipeline.records import Page, PageResult, PageUnprocessed
+from scenario_pipeline.records import PageResult, PageUnprocessed
 from scenario_pipeline.report import Report
 from scenario_pipeline.storage import database
 from scenario_pipeline.storage.embedded import EmbeddedPostgres
@@ -52,7 +52,7 @@ from scenario_pipeline_tests import world
 from scenario_pipeline_tests.conftest import COMMUNITY, TOKEN, RunJob, as_scheduler, own_database
 from scenario_pipeline_tests.test_engine_service import a_request, post, quiet_mentors
 from scenario_pipeline_tests.test_scheduler_job import refuse_notifications_of, stranger_accepts
-from scenario_pipeline_tests.world import DAY, D, Log, Mentor
+from scenario_pipeline_tests.world import DAY, D, Log, Mentor, PageOfRun
 
 NETWORK, TIMEOUT, LOGIC = "network_error", "timeout_error", "evaluation_logic_error"
 PROJECT = Path(__file__).resolve().parent.parent
@@ -859,11 +859,11 @@ def test_a_re_execution_evaluates_only_the_rest_of_a_page(was_reported: bool, en
     consistent(engine)
 
 
-def evaluate_page(http: HttpTriggerEngine, engine: Engine, page: Page, invocation_id: str) -> PageResult:
+def evaluate_page(http: HttpTriggerEngine, engine: Engine, page: PageOfRun, invocation_id: str) -> PageResult:
     with engine.begin() as connection:
         world.open_run(connection, page.order, invocation_id)
     logger = Log().logger(invocation_id)
-    return http.evaluate_page(page, invocation_id, TimeBudget.start(page.order.time_budget_seconds), logger)
+    return http.evaluate_page(page.order, page, invocation_id, TimeBudget.start(page.order.time_budget_seconds), logger)
 
 
 def test_a_repeated_page_is_answered_from_the_ledger(engine: Engine) -> None:

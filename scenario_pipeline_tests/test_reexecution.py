@@ -20,9 +20,9 @@ from dagster import (
 from dagster._core.definitions.reconstruct import ReconstructableRepository
 from sqlalchemy import Engine, text
 
-from scenario_pipeline.definitions import defs
 from scenario_pipeline.defs.job import JOB_NAME, scheduler_graph
 from scenario_pipeline_tests import world
+from scenario_pipeline_tests.support.definitions import definitions
 from scenario_pipeline_tests.test_scheduler_job import lose_the_connection_for, stranger_accepts, ten_mentors
 from scenario_pipeline_tests.world import D
 
@@ -37,7 +37,7 @@ def job_with_a_process_a_step() -> JobDefinition:
     return scheduler_graph.to_job(
         name=JOB_NAME,
         executor_def=multiprocess_executor.configured({"max_concurrent": 2, "start_method": {"forkserver": {}}}),
-        resource_defs=dict(defs.resources or {}),
+        resource_defs=dict(definitions().resources or {}),
     )
 
 

@@ -82,7 +82,7 @@ def world(untouched: Engine) -> Iterator[Connection]:
 def evaluate(connection: Connection, mentors: list[str], evaluation_date: date = D) -> BatchStats:
     """Run the decision statement over all mentors at once, in the caller's transaction."""
     page = make_page(mentors, evaluation_date)
-    return Evaluation(connection, page, new_invocation_id(), TimeBudget.start(60)).run().stats
+    return Evaluation(connection, page.order, page.mentor_ids, new_invocation_id(), TimeBudget.start(60)).run().stats
 
 
 def only(connection: Connection, scenario_type: str, *thresholds: int, lookback_days: int = 7) -> None:

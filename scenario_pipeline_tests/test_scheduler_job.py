@@ -14,12 +14,13 @@ from dagster import DagsterRunStatus, OpExecutionContext, materialize
 from sqlalchemy import Engine, text
 
 from scenario_pipeline.defs.assets import EVALUATIONS
-from scenario_pipeline.defs.job import JOB_NAME, mentor_scenario_evaluations, scheduler_graph
-from scenario_pipeline.defs.resources import SchedulerResource, StructuredLoggerResource
+from scenario_pipeline.defs.job import JOB_NAME, scheduler_graph
+from scenario_pipeline.defs.resources import StructuredLoggerResource
 from scenario_pipeline.log.logger import StructuredLogger
 from scenario_pipeline.log.stdout import STDOUT_SINK
 from scenario_pipeline_tests import world
 from scenario_pipeline_tests.conftest import SCHEDULERS, RunJob, as_scheduler
+from scenario_pipeline_tests.support.definitions import evaluated_asset, op_resources
 from scenario_pipeline_tests.test_structured_logger import LoggerAndLines, LoggerPromises, pipe_of_writes
 from scenario_pipeline_tests.world import DAY, D, Mentor
 
@@ -273,14 +274,19 @@ def test_a_database_that_is_down_at_the_start_is_reported(run_job: RunJob, monke
     stranger_accepts(run.stdout)
 
 
-def test_a_connection_lost_in_the_middle_fails_the_run_and_keeps_what_was_committed(
+def test_a_page_that_ends_its_connection_each_time_fails_the_run_and_keeps_what_was_committed(
     run_job: RunJob, engine: Engine
 ) -> None:
     """What was sent before the fault stays sent and counted; the rest is left to the next run."""
     ten_mentors(engine)
     lose_the_connection_for(engine, world.mentor_id(3))
     run = run_job(evaluation_date=D.isoformat(), dispatch_mode="live", page_size=1)
-    assert run.names == ["scheduler_run_started", "scheduler_run_failed", "scheduler_run_completed"]
+    assert run.names == [
+        "scheduler_run_started",
+        *["trigger_engine_page_retried"] * 4,
+        "scheduler_run_failed",
+        "scheduler_run_completed",
+    ]
     failed = run.entry("scheduler_run_failed")
     assert (failed["error_type"], failed["remaining_unprocessed_count"]) == ("network_error", 8)
     completed = run.entry("scheduler_run_completed")
@@ -339,10 +345,10 @@ def test_the_asset_shows_a_date_whichever_way_it_was_evaluated(
     instance = run_job(evaluation_date=D.isoformat()).instance
     capfd.readouterr()
     result = materialize(
-        [mentor_scenario_evaluations],
+        [evaluated_asset()],
         partition_key=(D + DAY).isoformat(),
         instance=instance,
-        resources={"scheduler": SchedulerResource(), "structured_logger": StructuredLoggerResource()},
+        resources=op_resources(),
     )
     stranger_accepts(capfd.readouterr().out)
     key = EVALUATIONS
@@ -424,7 +430,7 @@ def handed(tmp_path_factory: pytest.TempPathFactory) -> StructuredLogger:
         patch.setenv("SCENARIO_DATABASE_URL", "postgresql://127.0.0.1:1/nowhere")
         patch.setenv("SCENARIO_HOME", str(tmp_path_factory.mktemp("home")))
         patch.setattr(STDOUT_SINK, "fd", fd)
-        resources = {"scheduler": SchedulerResource(), "structured_logger": resource}
+        resources = op_resources() | {"structured_logger": resource}
         scheduler_graph.execute_in_process(resources=resources, raise_on_error=False)
         assert [json.loads(line)["event"] for line in writes()] == [
             "scheduler_run_started",

@@ -21,9 +21,9 @@ from dagster import (
 )
 from dagster._utils.schedules import schedule_execution_time_iterator
 
-from scenario_pipeline.definitions import defs
 from scenario_pipeline.defs.job import JOB_NAME
 from scenario_pipeline.scenarios import registry
+from scenario_pipeline_tests.support.definitions import definitions
 
 OSLO = ZoneInfo("Europe/Oslo")
 NOW = datetime(2026, 3, 29, 12, 0, tzinfo=OSLO)
@@ -38,9 +38,9 @@ def instance(tmp_path: Path) -> Iterator[DagsterInstance]:
 
 def tick(instance: DagsterInstance, name: str = ALL, moment: datetime = NOW) -> RunRequest | SkipReason:
     context = build_schedule_context(
-        instance=instance, scheduled_execution_time=moment, repository_def=defs.get_repository_def()
+        instance=instance, scheduled_execution_time=moment, repository_def=definitions().get_repository_def()
     )
-    data = defs.resolve_schedule_def(name).evaluate_tick(context)
+    data = definitions().resolve_schedule_def(name).evaluate_tick(context)
     if not data.run_requests:
         return SkipReason(data.skip_message)
     [request] = data.run_requests
@@ -50,7 +50,7 @@ def tick(instance: DagsterInstance, name: str = ALL, moment: datetime = NOW) -> 
 def begin(instance: DagsterInstance, **config: Any) -> str:
     """Record a run of the job that has started and not ended."""
     run = instance.create_run_for_job(
-        defs.resolve_job_def(JOB_NAME),
+        definitions().resolve_job_def(JOB_NAME),
         run_config={"ops": {"fetch_active_mentors": {"config": config}}},
         status=DagsterRunStatus.STARTED,
     )
@@ -61,7 +61,7 @@ def test_there_is_one_schedule_for_all_scenarios_and_one_for_each_built_in() -> 
     """The list is pinned: a schedule that vanishes is noticed by nobody until mentors hear nothing."""
     found = {
         s.name: (s.cron_schedule, s.execution_timezone, s.default_status is DefaultScheduleStatus.RUNNING)
-        for s in defs.schedules or []
+        for s in definitions().schedules or []
         if isinstance(s, ScheduleDefinition)
     }
     assert found == {
@@ -100,7 +100,7 @@ def test_the_hourly_schedule_ticks_once_an_hour_on_days_of_any_length(
     """A day of 23 or 25 hours has as many ticks: none missing, none doubled."""
     start = datetime.fromisoformat(day).replace(tzinfo=OSLO)
     end = (start + timedelta(days=1)).astimezone(UTC)
-    schedule = defs.resolve_schedule_def(ALL)
+    schedule = definitions().resolve_schedule_def(ALL)
     assert isinstance(schedule.cron_schedule, str)
     moments = schedule_execution_time_iterator(start.timestamp(), schedule.cron_schedule, schedule.execution_timezone)
     ticks = list(takewhile(lambda moment: moment < end, (moment.astimezone(UTC) for moment in moments)))
@@ -133,7 +133,7 @@ def test_a_run_of_one_organisation_does_not_hold_a_tick_up(instance: DagsterInst
 
 def test_a_run_that_was_recorded_and_never_began_holds_no_tick_up_for_long(instance: DagsterInstance) -> None:
     """A command line that is killed while it starts leaves such a record."""
-    run = instance.create_run_for_job(defs.resolve_job_def(JOB_NAME))
+    run = instance.create_run_for_job(definitions().resolve_job_def(JOB_NAME))
     [record] = instance.get_run_records()
     created = record.create_timestamp
     skipped = tick(instance, moment=created + timedelta(seconds=50))

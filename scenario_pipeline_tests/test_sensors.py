@@ -21,20 +21,19 @@ from dagster import (
     EventLogEntry,
     RunRequest,
     SensorDefinition,
-    build_run_status_sensor_context,
     build_sensor_context,
 )
 from dagster._core.events import EngineEventData
 from sqlalchemy import Engine, text
 
-from scenario_pipeline.definitions import defs
 from scenario_pipeline.defs.assets import EVALUATIONS
 from scenario_pipeline.defs.job import JOB_NAME
 from scenario_pipeline.defs.liveness import run_configuration_of
-from scenario_pipeline.defs.sensors import close_overdue_invocations, continue_partial_runs, lost_runs
+from scenario_pipeline.defs.sensors import close_overdue_invocations, continuation_of, lost_runs
 from scenario_pipeline.log.logger import utc_now
 from scenario_pipeline.settings import Settings
 from scenario_pipeline_tests import world
+from scenario_pipeline_tests.support.definitions import definitions
 from scenario_pipeline_tests.test_scheduler_job import ten_mentors
 from scenario_pipeline_tests.world import DAY, D
 
@@ -55,7 +54,8 @@ def execute(instance: DagsterInstance) -> Execute:
 
     def execute(request: RunRequest) -> str:
         return (
-            defs.resolve_job_def(JOB_NAME)
+            definitions()
+            .resolve_job_def(JOB_NAME)
             .execute_in_process(
                 instance=instance,
                 run_config=request.run_config,
@@ -80,7 +80,7 @@ def test_the_sensors_that_launch_runs_are_off_until_asked_for() -> None:
     """An upgrade must not begin to launch runs by itself."""
     found = {
         s.name: s.default_status is DefaultSensorStatus.RUNNING
-        for s in defs.sensors or []
+        for s in definitions().sensors or []
         if isinstance(s, SensorDefinition)
     }
     assert found == {
@@ -98,8 +98,7 @@ def continued(instance: DagsterInstance, run_id: str) -> RunRequest | None:
     """Evaluate the sensor for a run that succeeded."""
     run = instance.get_run_by_id(run_id)
     assert run is not None
-    [event] = [r.dagster_event for r in instance.all_logs(run_id) if r.dagster_event and r.dagster_event.is_job_success]
-    result = continue_partial_runs(build_run_status_sensor_context("continue_partial_runs", event, instance, run))
+    result = continuation_of(run, Settings.from_environment())
     assert result is None or isinstance(result, RunRequest)
     return result
 
@@ -186,8 +185,8 @@ def ask(url: str, arguments: str = "") -> str:
 
 def tick(instance: DagsterInstance) -> list[RunRequest]:
     """Evaluate the sensor once."""
-    context = build_sensor_context(instance=instance, repository_def=defs.get_repository_def())
-    return list(defs.resolve_sensor_def("pg_cron_requests").evaluate_tick(context).run_requests or [])
+    context = build_sensor_context(instance=instance, repository_def=definitions().get_repository_def())
+    return list(definitions().resolve_sensor_def("pg_cron_requests").evaluate_tick(context).run_requests or [])
 
 
 def outcome(engine: Engine, request_id: str) -> tuple[str | None, str | None]:
@@ -331,7 +330,7 @@ def test_a_run_marked_as_canceled_while_its_process_was_dead_is_closed(
 ) -> None:
     """Somebody presses "force termination" on a run whose host is gone: its log has no end otherwise."""
     ten_mentors(engine)
-    job = defs.resolve_job_def(JOB_NAME)
+    job = definitions().resolve_job_def(JOB_NAME)
     lost = instance.create_run_for_job(job, status=DagsterRunStatus.STARTED)
     request = world.make_request(time_budget_seconds=1)
     with engine.begin() as connection:
@@ -340,11 +339,11 @@ def test_a_run_marked_as_canceled_while_its_process_was_dead_is_closed(
     with engine.begin() as connection:
         connection.execute(text("UPDATE scenario.scheduler_runs SET started_at = started_at - interval '62 seconds'"))
     now = utc_now()
-    close_overdue_invocations(instance, now + timedelta(seconds=55))
+    close_overdue_invocations(instance, now + timedelta(seconds=55), Settings.from_environment())
     assert ledger_row(engine, lost.run_id)["status"] == "running"  # its process may be about to close it
     capfd.readouterr()
-    close_overdue_invocations(instance, now + timedelta(seconds=65))
-    close_overdue_invocations(instance, now + timedelta(seconds=65))
+    close_overdue_invocations(instance, now + timedelta(seconds=65), Settings.from_environment())
+    close_overdue_invocations(instance, now + timedelta(seconds=65), Settings.from_environment())
     assert capfd.readouterr().out.count('"event":"scheduler_run_completed"') == 1
     assert ledger_row(engine, lost.run_id)["status"] == "failed"
     closed = instance.get_run_by_id(lost.run_id)
@@ -356,17 +355,21 @@ def test_a_run_marked_as_canceled_while_its_process_was_dead_is_closed(
 def test_a_run_that_goes_on_past_its_budget_is_not_declared_dead(instance: DagsterInstance) -> None:
     """Thousands of small pages cost Dagster minutes, also those that are left over: the process lives."""
     config = {"ops": {"fetch_active_mentors": {"config": {"time_budget_seconds": 1}}}}
-    job = defs.resolve_job_def(JOB_NAME)
+    job = definitions().resolve_job_def(JOB_NAME)
     run = instance.create_run_for_job(job, run_config=config, status=DagsterRunStatus.STARTED)
     began = utc_now()
-    assert lost_runs(instance, began + timedelta(seconds=55)) == []
-    assert [lost.run_id for lost in lost_runs(instance, began + timedelta(seconds=65))] == [run.run_id]
+    assert lost_runs(instance, began + timedelta(seconds=55), Settings.from_environment()) == []
+    assert [
+        lost.run_id for lost in lost_runs(instance, began + timedelta(seconds=65), Settings.from_environment())
+    ] == [run.run_id]
     of_a_step = DagsterEvent("ENGINE_EVENT", run.job_name, event_specific_data=EngineEventData())
     moment = (began + timedelta(seconds=300)).timestamp()
     entry: Any = EventLogEntry
     instance.handle_new_event(entry(None, 20, "", run.run_id, moment, None, run.job_name, of_a_step))
-    assert lost_runs(instance, began + timedelta(seconds=355)) == []
-    assert [lost.run_id for lost in lost_runs(instance, began + timedelta(seconds=365))] == [run.run_id]
+    assert lost_runs(instance, began + timedelta(seconds=355), Settings.from_environment()) == []
+    assert [
+        lost.run_id for lost in lost_runs(instance, began + timedelta(seconds=365), Settings.from_environment())
+    ] == [run.run_id]
 
 
 def test_a_run_of_somebody_elses_asset_is_none_of_ours(instance: DagsterInstance) -> None:

@@ -28,7 +28,7 @@ from scenario_pipeline.engines.sql import MAX_ATTEMPTS, Evaluation, SqlTriggerEn
 from scenario_pipeline.engines.statement import decision_statement
 from scenario_pipeline.errors import BudgetSpentError, ErrorInfo, ErrorType, SystemicError
 from scenario_pipeline.log.logger import StructuredLogger
-from scenario_pipeline.records import DispatchMode, MentorError, Page, PageResult
+from scenario_pipeline.records import DispatchMode, MentorError, Page, PageResult, RunOrder
 from scenario_pipeline.storage import database, tables
 from scenario_pipeline.storage.ledger.pages import claim_page, complete_page
 from scenario_pipeline.storage.source import Access
@@ -41,6 +41,7 @@ from scenario_pipeline_tests.world import (
     Log,
     Mentor,
     Notification,
+    PageOfRun,
     check_invariants,
     configure,
     insert_activities,
@@ -66,7 +67,7 @@ QUIET = D - 30 * DAY
 INACTIVITY = ["inactivity"]
 
 
-def outcomes(engine: Engine, page: Page, **options: Any) -> dict[str, int]:
+def outcomes(engine: Engine, page: PageOfRun, **options: Any) -> dict[str, int]:
     """Run a page; return its matches by outcome."""
     stats = run_page(engine, page, **options).stats
     return {**stats.suppressed_by_reason, **({"dispatched": stats.total_dispatched} if stats.total_dispatched else {})}
@@ -284,19 +285,19 @@ def test_a_mentor_who_left_since_the_list_was_made_is_evaluated_and_matches_noth
 
 
 @contextlib.contextmanager
-def held_open(engine: Engine, page: Page) -> Iterator[None]:
+def held_open(engine: Engine, page: PageOfRun) -> Iterator[None]:
     """Evaluate a page and hold its transaction open for as long as the block runs, then commit."""
     invocation_id = new_invocation_id()
     with engine.begin() as connection:
         open_run(connection, page.order, invocation_id)
     with engine.begin() as connection:
         assert claim_page(connection, page, invocation_id) is None
-        result = Evaluation(connection, page, invocation_id, TimeBudget.start(60)).run()
+        result = Evaluation(connection, page.order, page.mentor_ids, invocation_id, TimeBudget.start(60)).run()
         complete_page(connection, page, invocation_id, result)
         yield
 
 
-def race(engine: Engine, database_url: str, winner: Page, loser: Page) -> PageResult:
+def race(engine: Engine, database_url: str, winner: PageOfRun, loser: PageOfRun) -> PageResult:
     """Let `loser` meet the uncommitted rows of `winner`, then let `winner` commit; return what became of `loser`."""
     other = database.connect(database_url)
     with ThreadPoolExecutor(1) as pool:
@@ -397,7 +398,7 @@ def test_two_processes_that_evaluate_one_page_of_one_invocation_count_it_once(
     with ThreadPoolExecutor(1) as pool:
         with engine.begin() as connection:
             claim_page(connection, page, invocation_id)
-            first = Evaluation(connection, page, invocation_id, TimeBudget.start(60)).run()
+            first = Evaluation(connection, page.order, page.mentor_ids, invocation_id, TimeBudget.start(60)).run()
             complete_page(connection, page, invocation_id, first)
             future = pool.submit(run_page, other, page, invocation_id=invocation_id)
             wait_until_blocked(engine)
@@ -594,7 +595,7 @@ def test_an_invocation_reports_each_poison_mentor_once_and_completes(engine: Eng
 # Failures of the run
 
 
-def refused(engine: Engine, page: Page, **options: Any) -> ErrorInfo:
+def refused(engine: Engine, page: PageOfRun, **options: Any) -> ErrorInfo:
     """Run a page that must fail as a whole; check that nothing of it was committed, and return the failure."""
     before = sent(engine)
     with pytest.raises(SystemicError) as caught:
@@ -668,15 +669,8 @@ def locked(engine: Engine, table: str = "mentor_activities") -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize(
-    ("interrupt", "failure"),
-    [
-        ("pg_terminate_backend", (ErrorType.NETWORK, "57P01")),
-        ("pg_cancel_backend", (ErrorType.TIMEOUT, "57014")),
-    ],
-)
-def test_a_statement_that_an_operator_ends_fails_the_run_and_commits_nothing(
-    engine: Engine, database_url: str, interrupt: str, failure: tuple[ErrorType, str]
+def test_a_statement_that_an_operator_cancels_fails_the_run_and_commits_nothing(
+    engine: Engine, database_url: str
 ) -> None:
     """It is neither a mentor's fault nor the end of the budget."""
     mentors = inactive_mentors(engine, 3)
@@ -686,12 +680,29 @@ def test_a_statement_that_an_operator_ends_fails_the_run_and_commits_nothing(
             future = pool.submit(run_page, other, make_page(mentors))
             (pid,) = wait_until_blocked(other)
             with other.connect() as connection:
-                connection.execute(text(f"SELECT {interrupt}(:pid)"), {"pid": pid})
+                connection.execute(text("SELECT pg_cancel_backend(:pid)"), {"pid": pid})
             error = future.exception(timeout=60)
         assert isinstance(error, SystemicError)
-        assert (error.info.error_type, error.info.sqlstate) == failure
+        assert (error.info.error_type, error.info.sqlstate) == (ErrorType.TIMEOUT, "57014")
         assert (sent(engine), number_of_pages(engine)) == ([], 0)
         assert run_page(other, make_page(mentors)) == all_dispatched(3)
+    other.dispose()
+    consistent(engine)
+
+
+def test_a_page_whose_connection_an_operator_ends_is_begun_again(engine: Engine, database_url: str) -> None:
+    """One lost connection used to end the run, with most of its budget left."""
+    mentors = inactive_mentors(engine, 3)
+    other, log = database.connect(database_url), Log()
+    with ThreadPoolExecutor(1) as pool:
+        with locked(engine):
+            future = pool.submit(run_page, other, make_page(mentors), log=log)
+            (pid,) = wait_until_blocked(other)
+            with other.connect() as connection:
+                connection.execute(text("SELECT pg_terminate_backend(:pid)"), {"pid": pid})
+        assert future.result(timeout=60) == all_dispatched(3)
+    [retried] = log.entries
+    assert (retried["event"], retried["error_type"]) == ("trigger_engine_page_retried", "network_error")
     other.dispose()
     consistent(engine)
 
@@ -703,7 +714,7 @@ def test_a_server_that_cannot_be_reached_fails_the_run(engine: Engine) -> None:
         port = closed.getsockname()[1]
     unreachable = database.connect(f"postgresql://scenario@127.0.0.1:{port}/scenario")
 
-    failure = refused(engine, make_page(mentors), evaluate_with=unreachable)
+    failure = refused(engine, make_page(mentors), evaluate_with=unreachable, budget=TimeBudget.start(1))
 
     assert failure == ErrorInfo(ErrorType.NETWORK, "the connection to the database was refused or lost")
 
@@ -946,11 +957,13 @@ class LosingCommit:
     then_refuse: int = 0
     budget: TimeBudget | None = None
 
-    def evaluate_page(self, page: Page, invocation_id: str, budget: TimeBudget, logger: StructuredLogger) -> PageResult:
+    def evaluate_page(
+        self, order: RunOrder, page: Page, invocation_id: str, budget: TimeBudget, logger: StructuredLogger
+    ) -> PageResult:
         """Evaluate a page, with its commit lost if it is the one."""
         if page.number == self.page_number:
             self.proxy.lose_next_commit(self.lose, then_refuse=self.then_refuse)
-        return self.engine.evaluate_page(page, invocation_id, self.budget or budget, logger)
+        return self.engine.evaluate_page(order, page, invocation_id, self.budget or budget, logger)
 
 
 @pytest.mark.parametrize("lose", ["answer", "request"])
@@ -960,7 +973,7 @@ def test_a_commit_is_settled_although_the_budget_ended_with_it(
     """A page called unprocessed whose notifications were sent: the counters would not equal the rows."""
     mentors = inactive_mentors(engine, 2)
     # The budget is over as soon as the commit is lost, whatever the speed of this machine.
-    budget = TimeBudget(0.0, 60.0, clock=lambda: 61.0 if proxy.lost else 0.0)
+    budget = TimeBudget(0.0, 60.0, clock=lambda: 60.2 if proxy.lost else 0.0)
     trigger_engine = LosingCommit(SqlTriggerEngine(through_proxy), proxy, page_number=1, lose=lose, budget=budget)
 
     report = run_invocation(engine, trigger_engine=trigger_engine)

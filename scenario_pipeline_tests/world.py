@@ -13,7 +13,7 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, timedelta
 from typing import Any
 
 from sqlalchemy import Connection, Engine, text
@@ -263,19 +263,26 @@ def make_request(
     )
 
 
-def make_page(mentor_ids: Sequence[str], evaluation_date: date = D, *, number: int = 1, **request: Any) -> Page:
+@dataclass(frozen=True, kw_only=True)
+class PageOfRun(Page):
+    """A page with the order it is evaluated for."""
+
+    order: RunOrder
+
+
+def make_page(mentor_ids: Sequence[str], evaluation_date: date = D, *, number: int = 1, **request: Any) -> PageOfRun:
     """Return a page; `request` are the keyword arguments of `make_request`."""
-    return Page(number, tuple(mentor_ids), make_request(evaluation_date, **request))
+    return PageOfRun(number=number, mentor_ids=tuple(mentor_ids), order=make_request(evaluation_date, **request))
 
 
 def open_run(connection: Connection, request: RunOrder, invocation_id: str) -> None:
     """Make sure that the ledger has a row for this invocation."""
-    open_invocation(connection, request, invocation_id, started_at=datetime.now(UTC), parent_invocation_id=None)
+    open_invocation(connection, request, invocation_id, parent_invocation_id=None)
 
 
 def run_page(
     engine: Engine,
-    page: Page,
+    page: PageOfRun,
     *,
     invocation_id: str | None = None,
     budget: TimeBudget | None = None,
@@ -297,7 +304,7 @@ def run_page(
         open_run(connection, page.order, invocation_id)
     budget = budget or TimeBudget.start(page.order.time_budget_seconds)
     logger = (log or Log()).logger(invocation_id)
-    return SqlTriggerEngine(evaluate_with or engine).evaluate_page(page, invocation_id, budget, logger)
+    return SqlTriggerEngine(evaluate_with or engine).evaluate_page(page.order, page, invocation_id, budget, logger)
 
 
 def run_invocation(

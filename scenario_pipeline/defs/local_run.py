@@ -11,14 +11,14 @@ from typing import Any
 
 from dagster import DagsterExecutionInterruptedError, DagsterInstance
 
-# What `dagster job execute` is made of: the public `execute_job` neither reports progress nor links the run to the
-# code location that the web UI shows.
-from dagster._core.definitions.reconstruct import ReconstructableRepository
-from dagster._core.definitions.repository_definition import SINGLETON_REPOSITORY_NAME
-from dagster._core.execution.api import execute_run_iterator
-from dagster._core.remote_origin import ManagedGrpcPythonEnvCodeLocationOrigin, RemoteRepositoryOrigin
-from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
-
+from scenario_pipeline.defs.dagster_private import (
+    SINGLETON_REPOSITORY_NAME,
+    LoadableTargetOrigin,
+    ManagedGrpcPythonEnvCodeLocationOrigin,
+    ReconstructableRepository,
+    RemoteRepositoryOrigin,
+    execute_run_iterator,
+)
 from scenario_pipeline.defs.job import JOB_NAME
 
 DEFINITIONS_MODULE = "scenario_pipeline.definitions"

@@ -6,10 +6,16 @@ a resource that fails while it is set up would fail the run without a single eve
 
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
+from typing import Any
 
-from dagster import ConfigurableResource, DagsterExecutionInterruptedError, InitResourceContext, OpExecutionContext
-from pydantic import PrivateAttr
+from dagster import (
+    ConfigurableResource,
+    DagsterExecutionInterruptedError,
+    InitResourceContext,
+    OpExecutionContext,
+    resource,
+)
 from sqlalchemy import Engine
 
 from scenario_pipeline.defs.instance.captured_output import captured_to_the_end
@@ -41,51 +47,32 @@ class StructuredLoggerResource(ConfigurableResource["StructuredLoggerResource"])
         )
 
 
-class SchedulerResource(ConfigurableResource["SchedulerResource"]):
-    """Holds the invocation of the run, for all steps that this process executes."""
+class Scheduler:
+    """Holds the invocation of a run, for all steps that this process executes.
 
-    _invocation: Invocation | None = PrivateAttr(default=None)
-    _resources: ExitStack = PrivateAttr(default_factory=ExitStack)
-    _database: Engine | None = PrivateAttr(default=None)
-    _runs_all_steps: bool = PrivateAttr(default=False)
+    Args:
+        settings: the installation's.
+    """
 
-    @contextmanager
-    def yield_for_execution(self, context: InitResourceContext) -> Iterator["SchedulerResource"]:
-        """Close what no step could close: Dagster delivers a signal that fell between two steps to neither."""
-        try:
-            yield self
-        finally:
-            invocation = self._invocation
-            if invocation is not None and invocation.report is None and self._runs_all_steps:
-                exc = sys.exc_info()[1]
-                stopped = isinstance(exc, DagsterExecutionInterruptedError | KeyboardInterrupt)
-                with captured_to_the_end(context.instance, invocation.invocation_id):
-                    invocation.abandon(None if stopped else _why(exc))
-            self._tag_run(context)
-            self._resources.close()
-
-    def _tag_run(self, context: InitResourceContext) -> None:
-        """Say how the invocation ended where runs are filtered, if this process is the one that closed it."""
-        if self._invocation is None or self._invocation.report is None:
-            return
-        inherited = context.run.tags if context.run is not None else None
-        tags = run_tags(self._invocation.order, self._invocation.report, inherited)
-        with suppress(Exception):  # Dagster's storage is gone: then nothing about this run can be told there
-            if context.instance is not None:
-                context.instance.add_run_tags(self._invocation.invocation_id, tags)
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._invocation: Invocation | None = None
+        self._database: Engine | None = None
+        self._runs_all_steps = False
+        self._closed_with_run = ExitStack()
 
     @property
     def database(self) -> Engine:
-        """The scheduler's own database; nothing is connected yet."""
+        """Connections to the scheduler's own database; none is made yet."""
         if self._database is None:
-            self._database = open_database(Settings.from_environment())
-            self._resources.callback(self._database.dispose)
+            self._database = open_database(self.settings)
+            self._closed_with_run.callback(self._database.dispose)
         return self._database
 
-    def invocation(
+    def open_or_join(
         self, context: OpExecutionContext, order: RunOrder, structured_logger: StructuredLoggerResource
     ) -> Invocation:
-        """Return the invocation of this run; the first step of a process opens or joins it.
+        """Return the invocation of this run; the first step of a process opens it, or joins it if another has.
 
         Raises:
             SystemicError: it cannot be opened; its events are written.
@@ -99,7 +86,7 @@ class SchedulerResource(ConfigurableResource["SchedulerResource"]):
                 order,
                 context.run_id,
                 database=self.database,
-                trigger_engine=_trigger_engine(order.engine_name, self.database, self._resources),
+                trigger_engine=self._trigger_engine(order.engine_name),
                 logger=logger,
                 parent_invocation_id=context.run.parent_run_id,
                 runs_all_pages=self._runs_all_steps,
@@ -109,24 +96,58 @@ class SchedulerResource(ConfigurableResource["SchedulerResource"]):
         self._invocation.log_as(logger)
         return self._invocation
 
+    def _trigger_engine(self, name: str) -> TriggerEngine:
+        if name == "sql":
+            return SqlTriggerEngine(self.database)
+        options = RemoteOptions(
+            self.settings.engine_url,
+            self.settings.engine_token,
+            concurrency=self.settings.engine_concurrency,
+            chunk_size=self.settings.engine_chunk_size,
+            trust_proxy=self.settings.engine_trust_proxy,
+        )
+        http = HttpTriggerEngine(self.database, options)
+        self._closed_with_run.callback(http.close)
+        return http
+
+    def close(self, context: InitResourceContext) -> None:
+        """Close what no step could close: Dagster delivers a signal that fell between two steps to neither."""
+        invocation = self._invocation
+        if invocation is not None and invocation.report is None and self._runs_all_steps:
+            exc = sys.exc_info()[1]
+            stopped = isinstance(exc, DagsterExecutionInterruptedError | KeyboardInterrupt)
+            with captured_to_the_end(context.instance, invocation.invocation_id):
+                invocation.abandon(None if stopped else _why(exc))
+        PATIENCE.end_run()
+        self._tag_run(context)
+        self._closed_with_run.close()
+
+    def _tag_run(self, context: InitResourceContext) -> None:
+        """Show how the invocation ended where runs are filtered, if this process is the one that closed it."""
+        if self._invocation is None or self._invocation.report is None:
+            return
+        inherited = context.run.tags if context.run is not None else None
+        tags = run_tags(self._invocation.order, self._invocation.report, inherited)
+        with suppress(Exception):  # Dagster's storage is gone: then nothing about this run can be shown there
+            if context.instance is not None:
+                context.instance.add_run_tags(self._invocation.invocation_id, tags)
+
+
+def run_resources(settings: Settings) -> dict[str, Any]:
+    """Return the resources of ops and checks, by name."""
+
+    @resource(description="The invocation of a run, and the database it works on.")
+    def scheduler(context: InitResourceContext) -> Iterator[Scheduler]:
+        found = Scheduler(settings)
+        try:
+            yield found
+        finally:
+            found.close(context)
+
+    return {"scheduler": scheduler, "structured_logger": StructuredLoggerResource()}
+
 
 def _why(exc: BaseException | None) -> ErrorInfo:
     if isinstance(exc, Exception):
         return classify(exc)
     return ErrorInfo(ErrorType.EVALUATION_LOGIC, "the run ended before its last step")
-
-
-def _trigger_engine(name: str, database: Engine, resources: ExitStack) -> TriggerEngine:
-    if name == "sql":
-        return SqlTriggerEngine(database)
-    settings = Settings.from_environment()
-    options = RemoteOptions(
-        settings.engine_url,
-        settings.engine_token,
-        concurrency=settings.engine_concurrency,
-        chunk_size=settings.engine_chunk_size,
-        trust_proxy=settings.engine_trust_proxy,
-    )
-    http = HttpTriggerEngine(database, options)
-    resources.callback(http.close)
-    return http

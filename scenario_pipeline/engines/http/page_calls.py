@@ -39,7 +39,7 @@ from scenario_pipeline.engines.http.client import (
 from scenario_pipeline.errors import ErrorInfo, ErrorType
 from scenario_pipeline.log.logger import StructuredLogger, utc_now
 from scenario_pipeline.log.vocabulary import EngineCallRetried
-from scenario_pipeline.records import MentorError, Page, PageResult
+from scenario_pipeline.records import MentorError, Page, PageResult, RunOrder
 
 # No call lasts longer, however large the budget is.
 CALL_SECONDS = 30.0
@@ -80,12 +80,13 @@ class PageCalls:
     def __init__(
         self,
         remote: RemoteEngine,
+        order: RunOrder,
         page: Page,
         invocation_id: str,
         organisations: Mapping[str, str],
         logger: StructuredLogger,
     ) -> None:
-        self.page, self.invocation_id = page, invocation_id
+        self.page, self.invocation_id, self._order = page, invocation_id, order
         self._remote, self._organisations, self._logger = remote, organisations, logger
         size = remote.options.chunk_size
         starts = range(0, len(page.mentor_ids), size)
@@ -262,7 +263,7 @@ class PageCalls:
             self._end_in(LAST_ASK_SECONDS)
 
     async def _post(self, chunk: _Chunk) -> EvaluationReply:
-        order = self.page.order
+        order = self._order
         message = EvaluationRequest(
             invocation_id=UUID(self.invocation_id),
             evaluation_date=order.evaluation_date,
@@ -301,7 +302,7 @@ class PageCalls:
         raise CallFailedError(failure)
 
     def _fits(self, result: MentorResult) -> bool:
-        scenario_types = self.page.order.scenario_types
+        scenario_types = self._order.scenario_types
         matches = sum(result.dispatched.values()) + sum(result.suppressed.values())
         return result.dispatched.keys() <= set(scenario_types) and matches <= len(scenario_types)
 

@@ -43,7 +43,7 @@ from scenario_pipeline.engines.sql import Evaluation
 from scenario_pipeline.errors import BudgetSpentError, ErrorInfo, ErrorType, SystemicError, classify
 from scenario_pipeline.log.logger import StructuredLogger
 from scenario_pipeline.log.vocabulary import EngineAnswered, EngineRefused
-from scenario_pipeline.records import Page, RunOrder
+from scenario_pipeline.records import RunOrder
 from scenario_pipeline.scenarios import registry
 from scenario_pipeline.storage import source
 from scenario_pipeline.storage.database import check_schema, limit_statement_time
@@ -366,8 +366,8 @@ def _evaluate(connection: Connection, asked: EvaluationRequest, budget: TimeBudg
         page_size=None,
         triggered_by="manual",
     )
-    page = Page(1, tuple(mentor_id for mentor_id in mentor_ids if mentor_id in existing), order)
-    result = Evaluation(connection, page, str(asked.invocation_id), budget, by_mentor=True).run()
+    present = [mentor_id for mentor_id in mentor_ids if mentor_id in existing]
+    result = Evaluation(connection, order, present, str(asked.invocation_id), budget, by_mentor=True).run()
     errors = {item.peer_mentor_id: item.error for item in result.errors}
     unknown = ErrorInfo(ErrorType.EVALUATION_LOGIC, "there is no such mentor")
     errors |= dict.fromkeys((mentor_id for mentor_id in mentor_ids if mentor_id not in existing), unknown)
