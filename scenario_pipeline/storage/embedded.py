@@ -59,8 +59,8 @@ log_error_verbosity = terse
 log_checkpoints = off
 client_connection_check_interval = '1s'
 """
-# The parameters that another program needs whatever its environment says; each libpq since version 12 knows them.
-_WAY = f"hostaddr={HOST}&sslmode=disable&gssencmode=disable"
+# How to get there, for programs that keep libpq's variables, such as psql; each libpq since version 13 knows these.
+_WAY = f"hostaddr={HOST}&sslmode=disable&gssencmode=disable&channel_binding=disable"
 _OTHERWISE = "Otherwise set SCENARIO_HOME to another folder or SCENARIO_DATABASE_URL to a server of your own."
 
 
@@ -242,6 +242,12 @@ class EmbeddedPostgres:
 
     def _initialise(self, lock: int) -> None:
         """Run `initdb` beside `data/` and rename, so that `data/` is either complete or absent."""
+        if unsafe := postgres_tools.UNSAFE_CHARACTERS & set(str(postgres_tools.binaries())):
+            raise self._error(
+                f"cannot be created: the Python environment lies in a folder whose name holds {' '.join(sorted(unsafe))}, "
+                "which a shell that `initdb` uses would read as its own. Move the environment, or set "
+                "SCENARIO_DATABASE_URL to a server of your own."
+            )
         self._password.unlink(missing_ok=True)
         descriptor = os.open(self._password, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "w", encoding="ascii") as file:

@@ -27,6 +27,8 @@ START_SECONDS = 60
 # `initdb` chooses POSIX shared memory, which lies in /dev/shm: 64 MB in a container, and often less. Where /dev/shm is
 # missing it takes System V's itself, which Postgres needs for its interlock anyway. macOS allows 4 MB of that.
 MEMORY = ("-c", "dynamic_shared_memory_type=sysv") if sys.platform == "linux" else ()
+# `initdb` calls `postgres` through a shell, with the path in double quotes.
+UNSAFE_CHARACTERS = frozenset('"$`')
 # Two clocks are compared: the server's when it wrote its pid file, the kernel's when the process began.
 _SAME_MOMENT_SECONDS = 3
 # Variables that libpq reads apart from the parameters of a connection: chapter "Environment Variables" of its manual,
