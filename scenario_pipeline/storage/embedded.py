@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -242,11 +243,12 @@ class EmbeddedPostgres:
 
     def _initialise(self, lock: int) -> None:
         """Run `initdb` beside `data/` and rename, so that `data/` is either complete or absent."""
-        if unsafe := postgres_tools.UNSAFE_CHARACTERS & set(str(postgres_tools.binaries())):
+        binaries = postgres_tools.binaries()
+        if postgres_tools.UNSAFE_CHARACTERS & set(str(binaries)):
             raise self._error(
-                f"cannot be created: the Python environment lies in a folder whose name holds {' '.join(sorted(unsafe))}, "
-                "which a shell that `initdb` uses would read as its own. Move the environment, or set "
-                "SCENARIO_DATABASE_URL to a server of your own."
+                f"cannot be created: `initdb` lets a shell read its own path, {binaries}, and the shell would take "
+                'the characters " $ ` as its own. Move the Python environment, or set SCENARIO_DATABASE_URL to a '
+                "server of your own."
             )
         self._password.unlink(missing_ok=True)
         descriptor = os.open(self._password, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -406,10 +408,13 @@ def _sync(folder: Path) -> None:
 
 
 def _reason(*outputs: bytes) -> str:
-    """Return the first line that names an error, whose consequences follow it, or else the last line at all.
+    """Return the first message of an error, whose consequences follow it, with its hint; or else the last line at all.
 
     Our settings keep values out of these lines.
     """
     lines = [line.strip() for output in outputs for line in output.decode(errors="replace").splitlines()]
-    telling = [line for line in lines if any(word in line for word in ("FATAL", "PANIC", "error:"))]
-    return (telling or [line for line in lines if line][-1:] or ["no reason was given"])[0].rstrip(".")
+    for n, line in enumerate(lines):
+        if error := re.search(r"\b(?:FATAL|PANIC|error): +(.+)", line):
+            hint = next((later for later in lines[n + 1 : n + 3] if later.startswith("HINT:")), "")
+            return f"{error[1]}. {hint.removeprefix('HINT:').strip()}".rstrip(". ")
+    return ([line for line in lines if line] or ["no reason was given"])[-1].rstrip(".")
