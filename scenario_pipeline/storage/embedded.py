@@ -415,6 +415,6 @@ def _reason(*outputs: bytes) -> str:
     lines = [line.strip() for output in outputs for line in output.decode(errors="replace").splitlines()]
     for n, line in enumerate(lines):
         if error := re.search(r"\b(?:FATAL|PANIC|error): +(.+)", line):
-            hint = next((later for later in lines[n + 1 : n + 3] if later.startswith("HINT:")), "")
-            return f"{error[1]}. {hint.removeprefix('HINT:').strip()}".rstrip(". ")
+            hint = re.search(r"\bHINT: +(.+)", "\n".join(lines[n + 1 : n + 2]))
+            return f"{error[1]}. {hint[1] if hint else ''}".rstrip(". ")
     return ([line for line in lines if line] or ["no reason was given"])[-1].rstrip(".")
