@@ -25,6 +25,7 @@ README = (PROJECT / "README.md").read_text(encoding="utf-8")
 LAYERS = [
     {"sanitiser", "errors"},
     {"settings", "batch_stats", "time_budget", "records", "events", "structured_logger"},
+    {"storage.tool_process", "storage.postgres_tools"},
     {"storage.tables", "storage.embedded", "storage.roles", "storage.source", "storage.database", "storage"},
     {"scenarios", "scenarios.inactivity", "scenarios.milestone", "scenarios.certification_expiry"},
     {"storage.ledger", "storage.run_requests"},
@@ -85,7 +86,7 @@ def test_imports_run_one_way() -> None:
         ("alembic", ("storage",)),
         ("click", ("cli",)),
         ("httpx", ("engines.http",)),
-        ("psutil", ("doctor.surroundings",)),
+        ("psutil", ("doctor.surroundings", "storage.postgres_tools")),
         ("tenacity", ("engines.http",)),
         ("fastapi", ("engines.service",)),
         ("uvicorn", ("engines.service",)),
