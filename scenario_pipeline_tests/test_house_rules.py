@@ -25,8 +25,10 @@ README = (PROJECT / "README.md").read_text(encoding="utf-8")
 LAYERS = [
     {"sanitiser", "errors"},
     {"settings", "batch_stats", "time_budget", "records", "events", "structured_logger"},
-    {"storage.tool_process", "storage.postgres_tools"},
-    {"storage.tables", "storage.embedded", "storage.roles", "storage.source", "storage.database", "storage"},
+    {
+        *("storage.tables", "storage.roles", "storage.source", "storage.database", "storage"),
+        *("storage.embedded", "storage.postgres_tools", "storage.tool_process"),
+    },
     {"scenarios", "scenarios.inactivity", "scenarios.milestone", "scenarios.certification_expiry"},
     {"storage.ledger", "storage.run_requests"},
     {"engines", "engines.statement", "engines.sql", "engines.api"},

@@ -90,7 +90,8 @@ def test_a_copy_of_a_running_folder_is_a_database_of_its_own(running: EmbeddedPo
 @contextlib.contextmanager
 def stranger(kind: str, account: Account | None) -> Iterator[str]:
     """Yield the first line of a pid file that names a live process which is no server."""
-    uid, gid, groups = (None, None, None) if account is None else (account.uid, account.gid, [])
+    uid, gid = (None, None) if account is None else (account.uid, account.gid)
+    groups: list[int] | None = None if account is None else []
     with subprocess.Popen(["sleep", "600"], cwd="/", user=uid, group=gid, extra_groups=groups) as process:
         try:
             if kind == "itself":
