@@ -68,6 +68,8 @@ def _serve(command: list[str], environment: dict[str, str], log: str, keep_open:
             os.dup2(output, 1)
             os.dup2(output, 2)
             _execute(command, environment)
+        except OSError as exc:
+            os.write(2, f"error: {log} cannot be written: {exc.strerror}\n".encode(errors="replace"))
         finally:
             os._exit(1)
     give_up = time.monotonic() + seconds
@@ -96,7 +98,6 @@ def _execute(command: list[str], environment: dict[str, str]) -> NoReturn:
 def main(order: str, *command: str) -> NoReturn:
     """Run `command` as `order` says, an object in JSON with the names that `postgres_tools.run` writes."""
     wanted = json.loads(order)
-    os.umask(0o077)
     # What a parent ignores or blocks is inherited; without SIGCHLD `initdb` does not learn how its children ended.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())

@@ -132,13 +132,17 @@ def test_a_number_that_another_process_of_the_same_user_has_now_does_not_block_a
 
 
 @linux
+@pytest.mark.parametrize("is_clock_moved", [False, True])
 def test_a_server_that_does_not_let_us_in_is_named_and_its_pid_file_left_alone(
-    running: EmbeddedPostgres, monkeypatch: pytest.MonkeyPatch
+    running: EmbeddedPostgres, monkeypatch: pytest.MonkeyPatch, *, is_clock_moved: bool
 ) -> None:
     """Who removes the pid file of a healthy server, as was once the advice, can destroy the database."""
     monkeypatch.setattr(embedded, "RESTART_SECONDS", 0.0)
     folder = folder_of(running)
     password, pid_file = folder / "password", folder / "data/postmaster.pid"
+    if is_clock_moved:
+        lines = pid_file.read_text().split("\n")
+        pid_file.write_text("\n".join([*lines[:2], "1700000000", *lines[3:]]))
     kept, before = password.read_text(), pid_file.read_bytes()
     password.write_text("wrong")
     try:

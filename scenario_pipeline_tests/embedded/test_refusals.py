@@ -116,6 +116,18 @@ def test_a_missing_wheel_ends_in_one_sentence(tmp_path: Path, monkeypatch: pytes
     assert not (tmp_path / "postgres/data").exists()
 
 
+def test_a_log_that_cannot_be_written_is_named(stopped: EmbeddedPostgres, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without it the server would end in silence."""
+    monkeypatch.setattr(embedded, "RESTART_SECONDS", 0.0)
+    (folder_of(stopped) / "log").unlink(missing_ok=True)
+    (folder_of(stopped) / "log").symlink_to("/dev/full/log")
+
+    with pytest.raises(UserError, match="log cannot be written") as caught:
+        stopped.start()
+
+    assert caught.value.exit_status == 1
+
+
 @pytest.mark.parametrize("name", ["do$HOME", "back`id`", 'quo"te'])
 def test_an_environment_whose_path_a_shell_would_expand_is_refused(
     postgres: EmbeddedPostgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
