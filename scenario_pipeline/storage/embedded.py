@@ -60,8 +60,8 @@ log_error_verbosity = terse
 log_checkpoints = off
 client_connection_check_interval = '1s'
 """
-# How to get there, for programs that keep libpq's variables, such as psql; each libpq since version 13 knows these.
-_WAY = f"hostaddr={HOST}&sslmode=disable&gssencmode=disable&channel_binding=disable"
+# For other people's programs, such as psql, which keep libpq's variables; each libpq since version 13 knows these.
+CLIENT_PARAMETERS = f"hostaddr={HOST}&sslmode=disable&gssencmode=disable&channel_binding=disable"
 _OTHERWISE = "Otherwise set SCENARIO_HOME to another folder or SCENARIO_DATABASE_URL to a server of your own."
 
 
@@ -147,7 +147,7 @@ class EmbeddedPostgres:
             if port is None or self._state() is not _State.RUNNING:
                 raise self._error("does not run; start it first.")
             password = self._read_password()
-        return f"postgresql://{SUPERUSER}:{password}@{HOST}:{port}/{quote(database, safe='')}?{_WAY}"
+        return f"postgresql://{SUPERUSER}:{password}@{HOST}:{port}/{quote(database, safe='')}"
 
     def is_running(self) -> bool:
         """Whether our server answers a SELECT to our password: a pid proves nothing, it may be a stranger's.

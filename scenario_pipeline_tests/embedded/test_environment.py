@@ -12,6 +12,7 @@ import pytest
 from sqlalchemy import create_engine, text
 
 from scenario_pipeline.settings import PROJECT_FOLDER
+from scenario_pipeline.storage import embedded
 from scenario_pipeline.storage.database import driver_url
 from scenario_pipeline.storage.embedded import EmbeddedPostgres
 from scenario_pipeline_tests.support.embedded import (
@@ -50,6 +51,22 @@ def test_no_variable_of_libpq_keeps_us_from_our_server(
             engine.dispose()
 
     assert reached == dict.fromkeys(VARIABLES, [("scenario", "UTF8", "UTC", "ISO, MDY", "on")] * 2)
+
+
+def test_what_db_url_prints_leads_another_program_to_our_server(running: EmbeddedPostgres) -> None:
+    """Their own program keeps the variables of the shell, of which some would lead it elsewhere or keep it out."""
+    program = "import psycopg, sys; print(psycopg.connect(sys.argv[1]).execute('SHOW data_directory').fetchone()[0])"
+    elsewhere = {"PGHOSTADDR": "127.0.0.2", "PGPORT": "1", "PGDATABASE": "nosuch", "PGUSER": "nobody"}
+    finished = subprocess.run(
+        [sys.executable, "-c", program, f"{running.url('postgres')}?{embedded.CLIENT_PARAMETERS}"],
+        env=os.environ | elsewhere | dict.fromkeys(("PGSSLMODE", "PGGSSENCMODE", "PGCHANNELBINDING"), "require"),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+    assert (finished.stdout, finished.stderr) == (f"{folder_of(running) / 'data'}\n", "")
 
 
 def test_a_server_first_created_under_hostile_variables_is_like_any_other(postgres: EmbeddedPostgres) -> None:
