@@ -37,6 +37,7 @@ from scenario_pipeline.records import DISPATCH_MODES, parse_date
 from scenario_pipeline.scenarios import registry, select_scenarios
 from scenario_pipeline.settings import ENGINES, Settings, check_page_size, check_time_budget, is_loopback
 from scenario_pipeline.storage import database, source
+from scenario_pipeline.storage.embedded import CLIENT_PARAMETERS
 from scenario_pipeline.storage.roles import OWNER, may_upgrade
 from scenario_pipeline.upgrade import upgrade
 
@@ -344,7 +345,8 @@ def db_status() -> None:
 @one_sentence
 def db_url() -> None:
     """Print the URL of the scheduler's database, with its password, for psql and the like."""
-    click.echo(database.locate(Settings.from_environment()).scenario)
+    urls = database.locate(Settings.from_environment())
+    click.echo(f"{urls.scenario}?{CLIENT_PARAMETERS}" if urls.embedded else urls.scenario)
 
 
 @db.command("stop")

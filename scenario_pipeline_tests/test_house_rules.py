@@ -27,7 +27,16 @@ LAYERS = [
     {"limits", "settings", "batch_stats", "time_budget", "records"},
     {"log", "log.vocabulary", "log.schema", "log.validation", "log.stdout"},
     {"report", "log.logger"},
-    {"storage.tables", "storage.embedded", "storage.roles", "storage.source", "storage.database", "storage"},
+    {
+        "storage.tables",
+        "storage.embedded",
+        "storage.postgres_tools",
+        "storage.tool_process",
+        "storage.roles",
+        "storage.source",
+        "storage.database",
+        "storage",
+    },
     {"scenarios", "scenarios.inactivity", "scenarios.milestone", "scenarios.certification_expiry"},
     {
         "storage.ledger",
