@@ -64,7 +64,7 @@ def demo(mentors: int, seed: int) -> None:
         with database.connect() as connection:
             if not is_empty(connection):
                 # The next run would notify real organisations about invented mentors.
-                raise UserError("Demonstration data can only be loaded while there are no mentors.", exit_status=1)
+                raise UserError("Demonstration data is loaded only where there are no mentors yet.", exit_status=1)
         counts = load_demo(
             database,
             mentors=mentors,

@@ -46,19 +46,14 @@ def up(host: str, port: int) -> None:
             _upgrade_if_needed(database)
         if not is_loopback(host):
             echo(f"Dagster has no login: anyone who reaches {host} may launch runs, unless a proxy authenticates them.")
-        announce("Starting Dagster")
+        announce("Starting Dagster (Ctrl-C stops it)")
         from scenario_pipeline.defs.dev_server import serve
 
-        status = serve(settings, host, port, on_ready=_print_url)
+        status = serve(settings, host, port, on_ready=lambda url: click.echo(f"Dagster is served at {url}"))
     finally:
         if owns_server:
             embedded_postgres(settings).stop()
     sys.exit(status)
-
-
-def _print_url(url: str) -> None:
-    click.echo(f"Dagster is served at {url}")
-    announce("Press Ctrl-C to stop it")
 
 
 def _upgrade_if_needed(database: Engine) -> None:

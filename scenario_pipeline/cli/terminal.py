@@ -120,7 +120,7 @@ class Progress:
             amount: how much is done since the phase began.
             total: how much there is to do, or None where nobody knows yet.
         """
-        if self._terminal is None:
+        if self._terminal is None or total == 0:
             return
         try:
             if self._bar is None or self._bar.label != phase:
@@ -132,6 +132,9 @@ class Progress:
                 self._bar.__enter__()
             self._bar.length = total
             self._bar.update(amount - self._bar.pos)
+            if amount == total:
+                # What comes next, such as an event on the same terminal, begins on a line of its own.
+                self.finish()
         except (OSError, ValueError):  # the terminal is gone
             self._terminal = self._bar = None
 
