@@ -8,6 +8,7 @@ import select
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -105,12 +106,12 @@ def test_tab_is_silent_about_a_scenario_that_cannot_be_loaded(tmp_path: Path) ->
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-@pytest.fixture
-def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
-    """The other end of a terminal that stderr leads to."""
+@contextmanager
+def on_a_terminal() -> Iterator[int]:
+    """Let stderr be a terminal; yields its other end. Not a fixture: pytest sets stderr between setup and test."""
     mine, theirs = os.openpty()
-    with open(theirs, "w") as stderr:  # noqa: PTH123 - a descriptor, not a path
-        monkeypatch.setattr(sys, "stderr", stderr)
+    with pytest.MonkeyPatch.context() as patch, open(theirs, "w") as stderr:  # noqa: PTH123 - a descriptor
+        patch.setattr(sys, "stderr", stderr)
         yield mine
     os.close(mine)
 
@@ -120,9 +121,9 @@ def shown_on(terminal: int) -> str:
     return os.read(terminal, 65_536).decode() if select.select([terminal], [], [], 5)[0] else ""
 
 
-def test_progress_shows_phase_amount_and_total_while_stderr_is_redirected(terminal: int, tmp_path: Path) -> None:
+def test_progress_shows_phase_amount_and_total_while_stderr_is_redirected(tmp_path: Path) -> None:
     """Dagster captures a step's stderr in a file: the person at the terminal would look at nothing."""
-    with progress() as show:
+    with on_a_terminal() as terminal, progress() as show:
         stderr = sys.stderr.fileno()
         before = os.dup(stderr)
         with (tmp_path / "captured").open("wb") as captured:
@@ -132,14 +133,14 @@ def test_progress_shows_phase_amount_and_total_while_stderr_is_redirected(termin
         show("Rows read", 20_000)
         os.dup2(before, stderr)
         os.close(before)
-    shown = shown_on(terminal)
+        shown = shown_on(terminal)
     assert [amount in shown for amount in ("Pages evaluated", "0/2", "1/2", "Rows read", "20000")] == [True] * 5
     assert (tmp_path / "captured").read_bytes() == b""
 
 
-def test_a_phase_that_is_complete_ends_its_line(terminal: int) -> None:
+def test_a_phase_that_is_complete_ends_its_line() -> None:
     """An event that the same terminal shows next would be glued to the bar."""
-    with progress() as show:
+    with on_a_terminal() as terminal, progress() as show:
         show("Pages evaluated", 1, 1)
         assert shown_on(terminal).endswith("\r\n")
 
@@ -153,9 +154,11 @@ def test_progress_shows_nothing_where_there_is_no_terminal(monkeypatch: pytest.M
         assert stderr is None or stderr.getvalue() == ""
 
 
-def test_what_takes_long_is_announced_on_a_terminal(terminal: int) -> None:
-    announce("Loading Dagster")
-    assert shown_on(terminal) == "Loading Dagster ...\r\n"
+def test_what_takes_long_is_announced_on_a_terminal() -> None:
+    """Silence of seconds looks like a program that hangs."""
+    with on_a_terminal() as terminal:
+        announce("Loading Dagster")
+        assert shown_on(terminal) == "Loading Dagster ...\r\n"
 
 
 def test_a_log_hears_of_what_happens_once_only(monkeypatch: pytest.MonkeyPatch) -> None:
