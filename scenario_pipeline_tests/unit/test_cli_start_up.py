@@ -103,7 +103,7 @@ def test_tab_is_silent_about_a_scenario_that_cannot_be_loaded(tmp_path: Path) ->
         check=False,
         timeout=60,
     )
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "", "")
 
 
 @contextmanager
