@@ -23,7 +23,7 @@ README = (PROJECT / "README.md").read_text(encoding="utf-8")
 
 # Imports run one way: a module may import from its own layer and those before it.
 LAYERS = [
-    {"sanitiser", "errors"},
+    {"sanitiser", "failures", "errors"},
     {"settings", "batch_stats", "time_budget", "records"},
     {"log", "log.vocabulary", "log.schema", "log.validation", "log.stdout"},
     {"report", "log.logger"},
@@ -77,7 +77,12 @@ LAYERS = [
     {"defs.liveness"},
     {"defs.schedules"},
     {"defs.sensors"},
-    {"definitions", "defs.local_run", "defs.dev_server", "cli", "__main__"},
+    {"definitions", "defs.local_run", "defs.dev_server"},
+    {"cli.terminal"},
+    {"cli.connection"},
+    {"cli.data", "cli.db", "cli.doctor", "cli.events", "cli.serve"},
+    {"cli.run"},
+    {"cli", "__main__"},
 ]
 
 
