@@ -125,7 +125,7 @@ def run_job(instance: DagsterInstance) -> None:
 
 def between_two_pages(done: int, total: int) -> None:
     """Called by the job after each page."""
-    del pages
+    del done, total
 
 
 def enumerate_points(signal_number: int, owner: Engine, instance: DagsterInstance, folder: Path) -> Iterator[list[str]]:
