@@ -16,7 +16,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
 
-from scenario_pipeline.errors import UserError
+from scenario_pipeline.failures import UserError
 
 DEFAULT_TIME_BUDGET_SECONDS = 30.0
 MAX_TIME_BUDGET_SECONDS = 86_400.0

@@ -34,9 +34,18 @@ def serve(settings: Settings, host: str, port: int, *, on_ready: Callable[[str],
     home = prepare_dagster_home(settings)
     command = [
         sys.executable,
+        # It would say that `dg dev` is the newer name, which a plain installation does not have.
+        "-W",
+        "ignore:Function `dev_command` is superseded",
         "-m",
         "dagster",
         "dev",
+        # At `info` each sensor writes two lines with every tick, which the web UI shows as well.
+        "--log-level",
+        "warning",
+        # The other formats colour what they write wherever it goes.
+        "--log-format",
+        "colored" if sys.stdout is not None and sys.stdout.isatty() else "json",
         "-h",
         host,
         "-p",

@@ -149,6 +149,15 @@ class EmbeddedPostgres:
             password = self._read_password()
         return f"postgresql://{SUPERUSER}:{password}@{HOST}:{port}/{quote(database, safe='')}"
 
+    def is_created(self) -> bool:
+        """Whether the folder holds a server already: the first start creates one, which takes seconds.
+
+        Raises:
+            UserError: the folder cannot be read (exit status 1).
+        """
+        with self._one_sentence():
+            return self._data.exists()
+
     def is_running(self) -> bool:
         """Whether our server answers a SELECT to our password: a pid proves nothing, it may be a stranger's.
 
