@@ -12,7 +12,7 @@ from datetime import date
 from typing import Literal
 
 from scenario_pipeline.batch_stats import BatchStats
-from scenario_pipeline.errors import ErrorInfo, UserError
+from scenario_pipeline.failures import ErrorInfo, UserError
 
 DispatchMode = Literal["live", "dry_run"]
 DISPATCH_MODES = ("auto", "live", "dry_run")

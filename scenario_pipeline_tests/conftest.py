@@ -40,7 +40,7 @@ def _no_settings_from_outside() -> Iterator[None]:
     """A developer's own variables must not decide what the tests see."""
     with pytest.MonkeyPatch.context() as patch:
         for name in list(os.environ):
-            if name.startswith(("SCENARIO_", "DAGSTER_")):
+            if name.startswith(("SCENARIO_", "DAGSTER_", "PG")):
                 patch.delenv(name)
         yield
 

@@ -390,9 +390,6 @@ def test_the_first_command_of_a_newcomer_works_on_nothing(tmp_path: Path) -> Non
     assert not EmbeddedPostgres(home / "postgres").is_running()
 
 
-NOBODY = str(uuid.UUID(int=7, version=4))
-
-
 @pytest.mark.parametrize(
     ("arguments", "environment", "sentence"),
     [
@@ -525,12 +522,6 @@ def test_a_port_in_use_ends_up_with_a_sentence(installation: Installation) -> No
     with socket.create_server(("127.0.0.1", 0)) as taken:
         _, stderr = installation.command("up", "--port", str(taken.getsockname()[1]), status=1)
     assert stderr.startswith("Error: The web server cannot listen at 127.0.0.1")
-
-
-def test_an_organisation_that_does_not_exist_fails_the_run(installation: Installation) -> None:
-    """A mistyped id must not be a successful run over nobody."""
-    completed = installation.run("2026-08-01", "--organisation", NOBODY, status=1)
-    assert completed["completed"] is False
 
 
 def test_a_run_of_one_scenario_and_organisation_evaluates_only_those(installation: Installation) -> None:

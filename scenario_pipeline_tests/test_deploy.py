@@ -494,7 +494,7 @@ def test_events_are_told_from_dagsters_own_lines(engine: Engine, tmp_path: Path)
     file.write_bytes(b"".join([of_dagster, *log.lines, b"something else\n"]))
     assert here.shell(validating)[1] == "0 violations.\n"
     file.write_bytes(b"".join([of_dagster, *log.lines[:-1]]))
-    assert here.shell(validating, status=1)[1] == "1 violations.\n"
+    assert here.shell(validating, status=1)[1] == "1 violation.\n"
     [vector] = blocks("how-to/logs", "toml")
     assert tomllib.loads(vector)["sinks"]["logs"]["inputs"] == ["scenario_events"]
 

@@ -559,7 +559,7 @@ def test_a_person_reads_sentences(examine: Examine, engine: Engine) -> None:
     assert result.exit_code == 1
     assert (
         "problem schema_version: The database has no schema of this project.\n"
-        "        mend it with: scenario-pipeline db upgrade\n"
+        "        fix: scenario-pipeline db upgrade\n"
     ) in result.stdout
 
 

@@ -26,7 +26,7 @@ from hypothesis import HealthCheck, given, settings
 from schemathesis import GenerationMode, checks
 from sqlalchemy import Engine, event, text
 
-from scenario_pipeline import cli
+from scenario_pipeline.cli.serve import listening
 from scenario_pipeline.engines.api import EVALUATIONS_PATH, HEALTH_PATH
 from scenario_pipeline.engines.service.app import EVALUATIONS, EngineService, _remove_old_replies
 from scenario_pipeline.engines.service.server import check_may_start
@@ -558,7 +558,7 @@ def test_a_host_that_is_no_name_is_one_sentence(host: str, database_url: str) ->
     assert (process.returncode, out) == (1, "")
     assert err == f"Error: The engine cannot listen at {host}, port 0: the name of a host could not be resolved.\n"
     with pytest.raises(UserError, match="cannot listen"):
-        cli._check_address(host, 0)
+        listening(host, 0, "The web server")
 
 
 def is_listening(port: int) -> bool:

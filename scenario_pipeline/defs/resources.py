@@ -25,7 +25,7 @@ from scenario_pipeline.engines import TriggerEngine
 from scenario_pipeline.engines.http.client import RemoteOptions
 from scenario_pipeline.engines.http.engine import HttpTriggerEngine
 from scenario_pipeline.engines.sql import SqlTriggerEngine
-from scenario_pipeline.errors import ErrorInfo, ErrorType, classify
+from scenario_pipeline.errors import ErrorInfo, ErrorType, UserError, classify
 from scenario_pipeline.invocation.run import Invocation
 from scenario_pipeline.log.logger import StructuredLogger
 from scenario_pipeline.records import RunOrder
@@ -76,10 +76,11 @@ class Scheduler:
 
         Raises:
             SystemicError: it cannot be opened; its events are written.
+            UserError: the run's executor starts other processes.
         """
         logger = structured_logger.bound_to(context)
         if self._invocation is None:
-            # With an executor that starts a process a step, other processes go on with the invocation.
+            _check_executor(context)
             plan = context.get_step_execution_context().plan_data.execution_plan
             self._runs_all_steps = len(plan.step_keys_to_execute) > 1
             self._invocation = Invocation(
@@ -131,6 +132,20 @@ class Scheduler:
         with suppress(Exception):  # Dagster's storage is gone: then nothing about this run can be shown there
             if context.instance is not None:
                 context.instance.add_run_tags(self._invocation.invocation_id, tags)
+
+
+def _check_executor(context: OpExecutionContext) -> None:
+    """Refuse step executors over processes: an invocation has one log, one budget and one process (contract section 8).
+
+    Raises:
+        UserError: with a sentence, before anything is decided.
+    """
+    name = context.job_def.executor_def.name
+    if name not in ("in_process", "execute_in_process_executor"):
+        raise UserError(
+            f"The executor {name} is refused, since a run is one process: use in_process_executor, "
+            "and one run for each organisation to use more machines."
+        )
 
 
 def run_resources(settings: Settings) -> dict[str, Any]:

@@ -59,6 +59,7 @@ def build_sensors(job: JobDefinition, settings: Settings) -> list[SensorDefiniti
     """Return all sensors of the installation."""
     return [
         _close_dead_invocations(settings),
+        _close_cancelled_invocations(settings),
         _fail_lost_runs(settings),
         _continue_partial_runs(job, settings),
         _pg_cron_requests(job, settings),
@@ -85,6 +86,20 @@ def _close_dead_invocations(settings: Settings) -> SensorDefinition:
         close_invocation_of(context.instance, context.dagster_run, settings)
 
     return close_dead_invocations
+
+
+def _close_cancelled_invocations(settings: Settings) -> SensorDefinition:
+    @run_status_sensor(
+        name="close_cancelled_invocations",
+        run_status=DagsterRunStatus.CANCELED,
+        default_status=DefaultSensorStatus.RUNNING,
+        minimum_interval_seconds=INTERVAL_SECONDS,
+        description="Closes the invocation of a cancelled run, as terminated, if its process could not do so itself.",
+    )
+    def close_cancelled_invocations(context: RunStatusSensorContext) -> None:
+        close_invocation_of(context.instance, context.dagster_run, settings)
+
+    return close_cancelled_invocations
 
 
 def _fail_lost_runs(settings: Settings) -> SensorDefinition:
@@ -139,7 +154,13 @@ def close_invocation_of(instance: DagsterInstance, run: DagsterRun, settings: Se
             dagster_step_key=None,
             dagster_partition_key=run.tags.get("dagster/partition"),
         )
-        closed = close_dead_invocation(database, run.run_id, logger, logged=entries_of(instance, run.run_id))
+        closed = close_dead_invocation(
+            database,
+            run.run_id,
+            logger,
+            logged=entries_of(instance, run.run_id),
+            terminated=run.status is DagsterRunStatus.CANCELED,
+        )
     if closed is not None:
         instance.add_run_tags(run.run_id, run_tags(*closed))
     return closed is not None

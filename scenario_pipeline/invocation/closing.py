@@ -79,7 +79,12 @@ def close(
 
 
 def close_dead_invocation(
-    database: Engine, invocation_id: str, logger: StructuredLogger, *, logged: Iterable[Mapping[str, Any]]
+    database: Engine,
+    invocation_id: str,
+    logger: StructuredLogger,
+    *,
+    logged: Iterable[Mapping[str, Any]],
+    terminated: bool = False,
 ) -> tuple[RunOrder, Report] | None:
     """Close the invocation of a process that died, with the totals that the ledger holds.
 
@@ -90,6 +95,7 @@ def close_dead_invocation(
         invocation_id: the Dagster run id of a run that is over.
         logger: bound to the common fields of that run.
         logged: the entries of this invocation that were written before.
+        terminated: whether the run was told to stop, which is no failure.
 
     Returns:
         What the invocation was to do and how it ended, or None if it was closed before or never opened.
@@ -106,9 +112,11 @@ def close_dead_invocation(
         errors.extend(item for result in pages for item in result.errors if item.peer_mentor_id not in reported)
         stats = BatchStats.sum(result.stats for result in pages)
         total = opened.total_active_mentors
-        report = _as_written(
-            written, Report("failed", total, stats, opened.elapsed_ms, stats.remaining_of(total), failure=PROCESS_DIED)
-        )
+        remaining = stats.remaining_of(total)
+        report = Report("failed", total, stats, opened.elapsed_ms, remaining, failure=PROCESS_DIED)
+        if terminated and remaining:
+            report = replace(report, status="partial", reason="terminated", failure=None)
+        report = _as_written(written, report)
         if RunCompleted.name in written:
             return report
         # A remote engine that shares the database has acted on pages whose rows the dead process could not write.
@@ -139,12 +147,13 @@ def _as_written(written: Mapping[str, Mapping[str, Any]], report: Report) -> Rep
     completed = written.get(RunCompleted.name, {})
     report = replace(report, duration_ms=completed.get("duration_ms", report.duration_ms))
     if (partial := written.get(RunPartial.name)) is not None:
-        return replace(report, status="partial", reason=partial.get("reason"))
+        return replace(report, status="partial", reason=partial.get("reason"), failure=None)
     if completed.get("completed") is True:
-        return replace(report, status="completed", remaining=0)
-    failed = written.get(RunFailed.name, {})
-    remaining = failed.get("remaining_unprocessed_count", report.remaining)
-    return replace(report, remaining=remaining)
+        return replace(report, status="completed", remaining=0, reason=None, failure=None)
+    if (failed := written.get(RunFailed.name)) is not None:
+        remaining = failed.get("remaining_unprocessed_count")
+        return replace(report, status="failed", remaining=remaining, reason=None, failure=PROCESS_DIED)
+    return report
 
 
 def started_event(order: RunOrder) -> RunStarted:

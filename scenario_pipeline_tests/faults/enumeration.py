@@ -123,9 +123,9 @@ def run_job(instance: DagsterInstance) -> None:
     execute(instance, config, evaluation_date=D, on_page=between_two_pages)
 
 
-def between_two_pages(pages: int) -> None:
+def between_two_pages(done: int, total: int) -> None:
     """Called by the job after each page."""
-    del pages
+    del done, total
 
 
 def enumerate_points(signal_number: int, owner: Engine, instance: DagsterInstance, folder: Path) -> Iterator[list[str]]:

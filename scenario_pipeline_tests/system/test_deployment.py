@@ -431,7 +431,7 @@ def test_the_services_of_up_neither_show_nor_print_nor_keep_the_password_of_thei
         **{path: content for path, content in files_below(home).items() if not path.startswith(str(database_files))},
         "the server's log": (database_files / "log").read_bytes(),
         **tables_of(up.database_url),
-        **tables_of(up.database_url.removesuffix("/scenario") + "/dagster"),
+        **tables_of(up.database_url.replace("/scenario?", "/dagster?")),
     }
     assert run_id.encode() in left_behind["runs"]
     assert leaks(left_behind, [canary]) == []
