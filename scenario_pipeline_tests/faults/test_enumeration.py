@@ -12,8 +12,8 @@ from contextlib import ExitStack, contextmanager
 import pytest
 
 from scenario_pipeline.storage.embedded import EmbeddedPostgres
-from scenario_pipeline_tests.conftest import own_database
-from scenario_pipeline_tests.test_cli import PROJECT
+from scenario_pipeline_tests.support.project import PROJECT
+from scenario_pipeline_tests.support.server import own_database
 
 pytestmark = pytest.mark.faults
 

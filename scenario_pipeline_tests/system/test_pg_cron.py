@@ -14,7 +14,7 @@ from scenario_pipeline.definitions import defs
 from scenario_pipeline.defs.scheduler import JOB_NAME
 from scenario_pipeline.installation import upgrade
 from scenario_pipeline.storage import database
-from scenario_pipeline_tests import world
+from scenario_pipeline_tests.support.people import insert_mentor, insert_organisation
 from scenario_pipeline_tests.system.conftest import wait_until
 
 pytestmark = pytest.mark.system
@@ -33,8 +33,8 @@ def test_an_entry_of_pg_cron_becomes_a_run(
 ) -> None:
     """Whoever has a pg_cron entry keeps it, and changes what it calls."""
     with engine.begin() as connection:
-        world.insert_organisation(connection)
-        world.insert_mentor(connection)
+        insert_organisation(connection)
+        insert_mentor(connection)
     with psycopg.connect(debian_url, autocommit=True) as connection:
         connection.execute("CREATE EXTENSION pg_cron")
         connection.execute("SELECT cron.schedule('scheduler', '* * * * *', 'SELECT scenario.request_scheduler_run()')")

@@ -13,7 +13,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from scenario_pipeline_tests.system.conftest import PROJECT, Api, free_port, wait_until
+from scenario_pipeline_tests.support.project import PROJECT
+from scenario_pipeline_tests.system.conftest import Api, free_port, wait_until
 
 pytestmark = pytest.mark.system
 
