@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -26,6 +27,17 @@ from scenario_pipeline_tests.support.server import (
     set_fsync,
 )
 from scenario_pipeline_tests.support.service import TOKEN, serving
+
+# A worker has a Postgres server: more of them than this take more memory than they save time.
+MAX_WORKERS = 4
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Use the machine's cores for whole folders; what is marked otherwise measures time, or needs the machine."""
+    is_marked = config.option.markexpr in ("system", "faults")
+    is_small = not any(Path(argument).is_dir() for argument in config.args)
+    return 0 if is_marked or is_small else min(os.cpu_count() or 1, MAX_WORKERS)
 
 
 @pytest.fixture(autouse=True, scope="session")
