@@ -6,10 +6,12 @@ import csv
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
 from sqlalchemy import Engine
+from xdist.scheduler import LoadFileScheduling
 
 from scenario_pipeline.engines import service
 from scenario_pipeline.engines.service import EngineService
@@ -38,6 +40,18 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     is_marked = config.option.markexpr in ("system", "faults")
     is_small = not any(Path(argument).is_dir() for argument in config.args)
     return 0 if is_marked or is_small else min(os.cpu_count() or 1, MAX_WORKERS)
+
+
+class ByFile(LoadFileScheduling):
+    """A file stays on one worker; so does everything about `doctor`, which looks at all processes of the machine."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file: str = super()._split_scope(nodeid)
+        return "doctor" if "/doctor/" in file else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:
+    return ByFile(config, log)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from collections.abc import Iterator
 from dataclasses import fields
@@ -44,8 +45,13 @@ def modules() -> Iterator[tuple[str, Path]]:
             yield ".".join(part for part in parts if part != "__init__"), path
 
 
+@functools.cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
 def imports_of(path: Path) -> Iterator[str]:
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.ImportFrom) and node.module:
             yield node.module
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
@@ -97,16 +103,14 @@ def test_a_library_is_imported_in_its_drawer_only(library: str, drawers: tuple[s
 def test_nothing_prints_or_logs_past_the_shared_logger() -> None:
     """A stray line on stdout breaks the promise that it holds nothing but events."""
     for module, path in modules():
-        calls = [
-            node.func for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)
-        ]
+        calls = [node.func for node in ast.walk(tree_of(path)) if isinstance(node, ast.Call)]
         names = {ast.unparse(call) for call in calls}
         assert not names & {"print", "logging.getLogger", "logging.info", "traceback.print_exc"}, module
 
 
 def test_every_module_says_what_it_is_for() -> None:
     for module, path in modules():
-        assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), module
+        assert ast.get_docstring(tree_of(path)), module
 
 
 def test_the_readme_tells_the_events_as_the_code_has_them() -> None:
