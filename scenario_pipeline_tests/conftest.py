@@ -42,7 +42,7 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     return 0 if is_marked or is_small else min(os.cpu_count() or 1, MAX_WORKERS)
 
 
-class ByFile(LoadFileScheduling):
+class ByFile(LoadFileScheduling):  # type: ignore[misc]
     """A file stays on one worker; so does everything about `doctor`, which looks at all processes of the machine."""
 
     def _split_scope(self, nodeid: str) -> str:
