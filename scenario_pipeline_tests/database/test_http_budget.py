@@ -84,7 +84,7 @@ def test_what_the_service_cannot_finish_in_time_it_does_not_do(served: str, engi
             "FOR EACH ROW EXECUTE FUNCTION scenario.slow()"))  # fmt: skip
     ran = run(engine, served, budget=0.8, chunk_size=3)
     assert (ran.report.stats.total_dispatched, set(ran.errors.values())) == (0, {TIMEOUT})
-    wait_until(lambda: not active_backends(engine), "the service has ended what it had in hand")
+    wait_until(lambda: not active_backends(engine), "the service has finished its requests")
     assert sent(engine) == []
     consistent(engine)
 

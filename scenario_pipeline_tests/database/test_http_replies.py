@@ -159,7 +159,7 @@ def four_mentors(server: EmbeddedPostgres, template_database: str) -> Iterator[E
 
 @pytest.mark.parametrize("name", list(BAD))
 def test_a_bad_reply_costs_its_own_mentors_and_the_batch_goes_on(name: str, four_mentors: Engine) -> None:
-    """Whatever an organisation's engine sends back: the class is told, nobody's data is, and the others are served."""
+    """Whatever an engine sends back, the error's class is reported, no data is, and the other mentors are served."""
     script, expected = BAD[name]
     ids = [mentor_id(n) for n in range(1, 5)]
     engine = four_mentors
@@ -177,7 +177,7 @@ def test_a_bad_reply_costs_its_own_mentors_and_the_batch_goes_on(name: str, four
 
 @pytest.mark.parametrize("status", [401, 403, 404, 405, 407, 410, 451])
 def test_an_engine_that_refuses_the_caller_fails_the_run_at_once(status: int, engine: Engine) -> None:
-    """A wrong token is one sentence to whoever configured it, and not an error of every mentor."""
+    """A wrong token is one sentence to the person who configured it, and not an error of every mentor."""
     nobody_due(engine, 6)
     with ScriptedServer(answering(told("database_error"), status=status)) as server:
         ran = run(engine, server.url, concurrency=1)
@@ -209,7 +209,7 @@ def tls_of(certificate: trustme.LeafCert) -> ssl.SSLContext:
 def test_a_certificate_that_does_not_prove_the_host_is_not_accepted(
     wrong: str | None, engine: Engine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Whoever sits between the two would read every mentor's id and the token; a proper certificate is accepted."""
+    """An attacker between the two would read every mentor's id and the token; a proper certificate is accepted."""
     nobody_due(engine, 2)
     ca = trustme.CA()
     if wrong != "unknown authority":

@@ -134,7 +134,7 @@ def test_an_engine_that_is_plainly_down_fails_the_run_with_those_who_remain(engi
 
     with ScriptedServer(script) as server:
         ran = run(engine, server.url, concurrency=2, page_size=20)
-        # A chunk that was in hand while the engine answered for the last time may have failed for its own sake.
+        # A chunk that was in flight while the engine answered for the last time may have failed on its own.
         assert set(ran.errors) <= set(ids[4:6])
         assert (ran.report.status, ran.report.remaining) == ("failed", 56 - len(ran.errors))
         assert ran.report.failure is not None
@@ -175,7 +175,7 @@ def test_an_engine_that_answers_nothing_usable_fails_even_the_smallest_run(unusa
 
 
 def test_an_engine_that_asks_for_a_pause_gets_it_from_all_requests(engine: Engine) -> None:
-    """A rate limit is no failure: more requests side by side than the breaker allows in a row, all told to wait."""
+    """A rate limit is no failure: more requests at once than the breaker allows in a row, all asked to wait."""
     nobody_due(engine, 30)
 
     def script(asked: Asked, connection: socket.socket) -> None:
@@ -249,7 +249,7 @@ def test_more_matches_than_a_mentor_can_have_are_not_believed(counts: dict[str, 
 
 
 def test_many_large_replies_at_once_do_not_fill_the_memory(engine: Engine) -> None:
-    """Every request in hand may bring the largest reply there is."""
+    """Every request in flight may bring the largest reply there is."""
     nobody_due(engine, 8)
     extra = "x" * (9 * 1024 * 1024)
 

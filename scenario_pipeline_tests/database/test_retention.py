@@ -243,7 +243,7 @@ def test_the_last_notification_of_each_mentor_and_scenario_stays(server: Embedde
 def test_each_condition_of_the_retention_is_needed(
     server: EmbeddedPostgres, history: str, without_retention: Outcome, condition: str, careless: str
 ) -> None:
-    """Whoever shortens the statement should hear of it here and not from a mentor."""
+    """An operator who shortens the statement should learn it here and not from a mentor."""
     with copy_of(server, history) as engine:
         removed(engine, retention(condition, careless))
         assert not adds_up(engine) or go_on(engine) != without_retention

@@ -74,7 +74,7 @@ def test_the_scheduler_may_read_what_it_evaluates_and_write_what_it_did_and_noth
 
 
 def test_the_reader_may_read_reports_and_nothing_else(engine: Engine) -> None:
-    """Whoever looks at numbers needs no people."""
+    """A person who reads the numbers needs no names."""
     assert rights_of(engine, "scenario_reader") == {name: {"SELECT"} for name in REPORTS}
 
 
@@ -194,7 +194,7 @@ def test_an_administrator_who_made_the_schema_hands_it_to_the_owner(
 
 
 def test_a_configuration_may_be_for_an_organisation_of_a_users_own_table(engine: Engine) -> None:
-    """Whoever defines the views over tables of their own has no rows in ours."""
+    """An organisation that defines the views over its own tables has no rows in ours."""
     with engine.begin() as connection:
         configure(connection, "milestone", organisation=7)
 

@@ -30,7 +30,7 @@ from scenario_pipeline_tests.support.server import SCHEDULERS, as_scheduler
 
 @pytest.mark.parametrize(("way", "access"), [("bypassrls", Access.VIEWS), ("functions", Access.FUNCTIONS)])
 def test_both_ways_see_the_whole_community(community_url: str, way: str, access: Access) -> None:
-    """Whoever may not pass row-level security must dispatch exactly what everybody else would."""
+    """A role that may not pass row-level security must dispatch exactly what any other would."""
     engine = database.connect(as_scheduler(community_url, way))
     try:
         with engine.connect() as connection:

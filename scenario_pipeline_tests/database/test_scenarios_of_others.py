@@ -130,5 +130,5 @@ engine.dispose()
 def test_a_scenario_of_another_package_that_cannot_be_used_is_refused_in_one_sentence(
     tmp_path: Path, module: str, value: str, sentence: str
 ) -> None:
-    """Whoever installed it must learn which package it was; two rules under one name would send either."""
+    """The person who installed it must learn which package it was; of two rules with one name, either could send."""
     assert in_process_with(tmp_path, module, SHOW, value=value) == sentence

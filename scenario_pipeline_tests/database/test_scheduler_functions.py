@@ -57,7 +57,7 @@ def test_an_operator_of_the_callers_does_not_decide_what_a_function_reads(engine
 
 
 def test_a_function_that_could_leave_out_rows_is_refused(engine: Engine, database_url: str) -> None:
-    """Whoever changes it opens the way to an empty run that nobody notices."""
+    """A changed function opens the way to an empty run that nobody notices."""
     ten_mentors(engine)
     with engine.begin() as connection:
         connection.execute(text("ALTER FUNCTION scenario.active_mentors SET row_security = on"))

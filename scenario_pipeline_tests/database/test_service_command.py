@@ -118,7 +118,7 @@ def test_an_address_of_version_6_is_shown_as_a_url_writes_it(database_url: str) 
 
 @pytest.mark.parametrize("host", ["a..b", f"{'x' * 64}.example"])
 def test_a_host_that_is_no_name_is_one_sentence(host: str, database_url: str) -> None:
-    """A stack trace is no help to whoever mistyped it."""
+    """A stack trace is no help to a person who mistyped it."""
     with the_command("--host", host, SCENARIO_DATABASE_URL=database_url, SCENARIO_ENGINE_TOKEN=TOKEN) as process:
         out, err = process.communicate(timeout=30)
     assert (process.returncode, out) == (1, "")

@@ -22,7 +22,7 @@ from scenario_pipeline_tests.support.waiting import wait_until_blocked
 
 
 def test_each_mentor_gets_a_result_of_their_own(served: str, engine: Engine, engine_log: Log) -> None:
-    """The scheduler counts by what it is told here: a mentor too many or too few breaks every total."""
+    """The scheduler counts by these replies: a mentor too many or too few breaks every total."""
     ids = quiet_mentors(engine, 5)
     nobody = mentor_id(99)
     asked = a_request([*ids, nobody])

@@ -24,7 +24,7 @@ from scenario_pipeline_tests.support.waiting import wait_until_blocked
 
 
 def test_nothing_is_committed_after_the_caller_has_stopped_waiting(served: str, engine: Engine) -> None:
-    """The run tells of a mentor it got no answer about; a message sent later would be in no total."""
+    """The run reports a mentor without a reply; a message sent later would be in no total."""
     asked = a_request(quiet_mentors(engine, 2))
     with engine.begin() as connection:
         connection.execute(text("LOCK TABLE scenario.scenario_notifications IN ACCESS EXCLUSIVE MODE"))

@@ -117,7 +117,7 @@ def test_a_server_that_cannot_be_reached_fails_the_run(engine: Engine) -> None:
 
 
 def fail_the_first(connection: Connection, times: int, errcode: str) -> None:
-    """Let the first so many notifications fail; a sequence counts them, since it is not rolled back."""
+    """Let the first notifications fail; a sequence counts them, since it is not rolled back."""
     connection.exec_driver_sql(
         f"""
         CREATE SEQUENCE scenario.attempts;

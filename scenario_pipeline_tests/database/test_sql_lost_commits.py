@@ -51,7 +51,7 @@ class LossyProxy:
         return self._target.set(host="127.0.0.1", port=port).render_as_string(hide_password=False)
 
     def lose_next_commit(self, lose: Loss, *, then_refuse: int = 0) -> None:
-        """Lose the request of the next COMMIT or the answer to it, and refuse so many connections after it."""
+        """Lose the request of the next COMMIT or the answer to it, and refuse this many connections after it."""
         self._lose, self._refuse = lose, then_refuse
 
     def __enter__(self) -> LossyProxy:

@@ -28,7 +28,7 @@ Sent = frozenset[tuple[str, str, str]]
 GRACE_SECONDS = 2.0
 # What its process has for its own end after that: Dagster's last entries, on a machine that does other things.
 ENDING_SECONDS = 5.0
-# How long a run that is told to stop may take to close its log.
+# How long a terminated run may take to close its log.
 STOPPING_SECONDS = 2.0
 
 _OF_THE_LEDGER = (

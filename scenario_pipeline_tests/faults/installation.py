@@ -25,7 +25,7 @@ from scenario_pipeline_tests.support.project import PROJECT
 from scenario_pipeline_tests.support.runs import Log, make_request, run_invocation
 from scenario_pipeline_tests.support.waiting import wait_until_blocked
 
-# Nothing here takes a run longer than a few seconds: whoever waits so long waits in vain.
+# Nothing here takes a run longer than a few seconds: a longer wait is in vain.
 PATIENCE_SECONDS = 120
 
 

@@ -73,7 +73,7 @@ def forget_runs(engine: Engine) -> None:
 
 
 def expected() -> Sent:
-    """Return what stands in the notifications after a run, told by the contract's rules without any SQL."""
+    """Return the notifications expected after a run, by the contract's rules and without any SQL."""
     inactive = {(n, "inactivity", f"{_LAST_SEEN}:30") for n in _QUIET if n not in (OPTED_OUT, POISON)}
     expiring = {(n, "certification_expiry", f"first aid:{_EXPIRES_ON}:30") for n in _EXPIRING}
     # The tenth activity of those who are quiet as well is too long ago.

@@ -69,7 +69,7 @@ def edited(evidence: Evidence, line: int, **fields: Any) -> Evidence:
 
 
 def later(evidence: Evidence, line: int, seconds: float) -> str:
-    """Return the timestamp of an entry, so many seconds later."""
+    """Return the entry's timestamp, moved by this many seconds."""
     moment = datetime.fromisoformat(json.loads(evidence.log.splitlines()[line])["timestamp"])
     stamp = (moment + timedelta(seconds=seconds)).isoformat(timespec="milliseconds")
     return stamp.replace("+00:00", "Z")
@@ -228,6 +228,6 @@ def test_a_next_run_that_does_not_complete_is_complained_of(genuine: Evidence, o
 
 
 def test_what_is_expected_is_what_one_undisturbed_run_sends(owner: Engine) -> None:
-    """The rules are told twice, once without any SQL: both must come to the same."""
+    """The rules are written twice, once without any SQL: both must give the same result."""
     run(owner)
     assert {(row[0], row[1], row[4]) for row in sent(owner)} == small_world.expected()

@@ -1,4 +1,4 @@
-"""The command line's process is killed, or told to stop, at moments that have a name."""
+"""The command line's process is killed or terminated at named moments."""
 
 from __future__ import annotations
 

@@ -125,7 +125,7 @@ def test_a_password_with_signs_and_options_in_the_url_reach_both_databases(
 
 
 def test_a_database_of_a_newer_release_is_refused_with_the_right_advice(installation: Installation) -> None:
-    """`db upgrade` cannot mend it, so nobody may be sent there."""
+    """`db upgrade` cannot fix it, so the advice must not name it."""
     with installation.engine.begin() as connection:
         connection.execute(text("UPDATE scenario.alembic_version SET version_num = '9999'"))
     for command in (["run"], ["db", "status"], ["db", "upgrade"]):
@@ -136,7 +136,7 @@ def test_a_database_of_a_newer_release_is_refused_with_the_right_advice(installa
 
 @pytest.mark.parametrize("command", [["db", "upgrade"], ["import", str(COMMUNITY)]])
 def test_what_the_scheduler_may_not_do_says_who_may(installation: Installation, command: list[str]) -> None:
-    """The scheduler's URL is the one that is set; whoever upgrades needs another."""
+    """The scheduler's URL is the one that is set; an upgrade needs another."""
     with installation.engine.begin() as connection:
         connection.execute(text("DELETE FROM scenario.scenario_evaluation_config"))
     _, stderr = installation.command(*command, status=1)
@@ -174,7 +174,7 @@ def test_every_command_has_help(arguments: list[str]) -> None:
 
 
 def test_the_published_schema_and_the_validator_are_at_hand(installation: Installation, tmp_path: Path) -> None:
-    """Whoever reads the log elsewhere can check it with the tool that wrote it."""
+    """People who read the log elsewhere can check it with the tool that wrote it."""
     schema = CliRunner().invoke(main, ["events", "schema"])
     assert json.loads(schema.stdout)["title"] == "Scenario pipeline event"
     stdout, _ = installation.command("run", "--date", "2026-08-01")

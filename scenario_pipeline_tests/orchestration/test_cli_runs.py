@@ -166,7 +166,7 @@ def installation_free(installation: Installation) -> None:
 def test_a_terminated_run_closes_its_log_as_partial(
     installation: Installation, blocked_run: subprocess.Popen[str]
 ) -> None:
-    """A deployment stops the container: the page in hand is rolled back, and the log says so before the end."""
+    """A deployment stops the container: the current page is rolled back, and the log says so before it ends."""
     blocked_run.send_signal(signal.SIGTERM)
     stdout, stderr = blocked_run.communicate(timeout=60)
     assert blocked_run.returncode == 3, stderr
@@ -243,7 +243,7 @@ def test_a_log_that_cannot_be_written_does_not_stop_the_run_and_is_not_passed_ov
 
 
 def test_a_database_out_of_reach_still_gives_a_closed_log(installation: Installation) -> None:
-    """With both databases down there is nothing but stdout to tell it."""
+    """With both databases down, only stdout can report it."""
     installation.run_url = installation.dagster_url = "postgresql://user:a-secret@127.0.0.1:1/nowhere"
     stdout, stderr = installation.command("run", status=1)
     stranger_accepts(stdout)

@@ -103,7 +103,7 @@ def test_a_value_out_of_bounds_is_told_in_a_sentence(values: dict[str, Any], sen
 
 
 def test_no_field_takes_its_value_from_a_variable(run_job: RunJob, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Dagster quotes what it refuses: whoever may launch a run could read the server's secrets."""
+    """Dagster quotes what it refuses: anyone who may launch a run could read the server's secrets."""
     monkeypatch.setenv("CANARY_SECRET", "s3cret")
     for name in RunConfiguration.model_fields:
         with pytest.raises(DagsterInvalidConfigError) as told:

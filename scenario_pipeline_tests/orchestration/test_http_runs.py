@@ -150,7 +150,7 @@ def test_a_terminated_run_settles_what_is_in_hand_and_closes_within_five_seconds
             stderr=subprocess.PIPE,
             text=True,
         )
-        wait_until(lambda: len(server.asked) == 2, "the second chunk is in hand", 60)
+        wait_until(lambda: len(server.asked) == 2, "the second chunk is in flight", 60)
         hold.set()
         started = time.monotonic()
         process.send_signal(signal.SIGTERM)

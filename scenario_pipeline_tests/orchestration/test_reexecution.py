@@ -84,7 +84,7 @@ def execute(instance: DagsterInstance, capfd: pytest.CaptureFixture[str]) -> Exe
 def test_a_reexecution_from_failure_evaluates_what_its_parent_left(
     execute: Execute, instance: DagsterInstance, engine: Engine
 ) -> None:
-    """Whoever presses "from failure" wants the rest, under an invocation of its own, and nothing twice."""
+    """A person who presses "from failure" wants the rest, under an invocation of its own, and nothing twice."""
     ten_mentors(engine)
     lose_the_connection_for(engine, mentor_id(3))
     failed, entries = execute(in_process_job(), run_config=RUN_CONFIG)

@@ -41,7 +41,7 @@ def scheduler_url(request: pytest.FixtureRequest, database_url: str) -> str:
 
 
 def test_a_run_says_that_it_started_and_what_it_will_do(run_job: RunJob, engine: Engine) -> None:
-    """Whoever reads the log must know who asked for what, before anything happens."""
+    """The log must say who asked for what before anything happens."""
     ten_mentors(engine)
     run = run_job(evaluation_date=D.isoformat(), dispatch_mode="live", time_budget_seconds=12.5)
     started = run.entries[0]

@@ -150,7 +150,7 @@ def left_behind(installation: Secretive, server: EmbeddedPostgres) -> dict[str, 
 
 
 def run_through_the_engine(installation: Secretive) -> dict[str, Found]:
-    """Run over the project's own engine, and look at processes and sessions while the page is in hand."""
+    """Run over the project's own engine, and look at processes and sessions during the page."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     engine = installation.start("engine", "--port", str(port))

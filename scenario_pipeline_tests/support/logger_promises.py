@@ -69,7 +69,7 @@ PAGE_RETRIED = PageRetried(1, 2, ErrorType.DATABASE, "deadlock detected")
 
 
 class LoggerAndLines(NamedTuple):
-    """A logger, and what it wrote since it was last asked: one item a write where that can be told, else a line."""
+    """A logger, and what it wrote since the last call: one item per write where writes can be seen, else per line."""
 
     logger: StructuredLogger
     lines: Callable[[], list[bytes]]
@@ -103,7 +103,7 @@ def further_fields(entry: dict[str, Any]) -> dict[str, Any]:
 
 
 class LoggerPromises:
-    """What whoever emits an event may rely on; a subclass says which logger is held to it.
+    """What any code that emits an event may rely on; a subclass says which logger is held to it.
 
     Override the fixture `logger_and_lines`; the logger must be bound to the context of a run.
     """
@@ -165,7 +165,7 @@ class LoggerPromises:
     def test_an_error_message_is_sanitised_and_keeps_what_is_useful(
         self, logger_and_lines: LoggerAndLines, event: Any
     ) -> None:
-        """Without this the address of a mentor stands in the log of whoever collects it."""
+        """Without this, a mentor's address would stand in every copy of the log."""
         logger, lines = logger_and_lines
         logger.emit(replace(event, error_message=f"timeout for {MENTOR}\nasked by {CANARY}: " + "timeout " * 200))
         (line,) = lines()

@@ -47,7 +47,7 @@ def insert_organisation(
 
 @dataclass(frozen=True)
 class Mentor:
-    """A mentor as a world is told; `certifications` are pairs of type and date of expiry."""
+    """A mentor to insert; `certifications` are pairs of type and date of expiry."""
 
     n: int = 1
     organisation: int = 1

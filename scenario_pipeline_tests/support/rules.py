@@ -73,7 +73,7 @@ def _crossings(
                 if expires_on >= evaluation_date
             ]
         case _:
-            raise AssertionError(f"no rule is told here for {scenario_type}")
+            raise AssertionError(f"no rule is written here for {scenario_type}")
 
 
 @dataclass

@@ -30,6 +30,6 @@ def blocked_backends(engine: Engine) -> list[int]:
 
 
 def wait_until_blocked(engine: Engine, backends: int = 1) -> list[int]:
-    """Wait until so many backends wait for a lock; return their pids."""
+    """Wait until this many backends wait for a lock; return their pids."""
     wait_until(lambda: len(blocked_backends(engine)) == backends, f"{backends} backends wait for a lock")
     return blocked_backends(engine)

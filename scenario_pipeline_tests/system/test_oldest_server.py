@@ -39,7 +39,7 @@ def administrators_url(debian_url: str) -> str:
 def test_the_community_hears_the_same_in_both_ways_of_reading(
     debian_url: str, administrators_url: str, tmp_path: Path
 ) -> None:
-    """Whoever has a server of PostgreSQL 15 without a superuser gets what everybody gets."""
+    """A site with PostgreSQL 15 and no superuser gets the same as any other."""
     administrator = database.connect(administrators_url)
     upgrade(administrator)
     import_folder(administrator, COMMUNITY)

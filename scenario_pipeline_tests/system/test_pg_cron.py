@@ -31,7 +31,7 @@ def engine(debian_url: str) -> Iterator[Engine]:
 def test_an_entry_of_pg_cron_becomes_a_run(
     engine: Engine, debian_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever has a pg_cron entry keeps it, and changes what it calls."""
+    """A site with a pg_cron entry keeps it, and changes what it calls."""
     with engine.begin() as connection:
         insert_organisation(connection)
         insert_mentor(connection)

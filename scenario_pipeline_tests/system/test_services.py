@@ -45,7 +45,7 @@ def test_the_definitions_are_valid(clone: Path) -> None:
 
 @pytest.mark.parametrize("program", ["dagster", "dg"])
 def test_the_services_start_and_run_the_job(clone: Path, program: str, tmp_path: Path) -> None:
-    """Whoever knows Dagster types what they always type."""
+    """People who know Dagster type what they always type."""
     port = free_port()
     executable = Path(sys.executable).with_name(program)
     output = tmp_path / "services.out"

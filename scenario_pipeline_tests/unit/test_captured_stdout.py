@@ -43,7 +43,7 @@ def test_a_short_write_on_the_process_stdout_is_remembered_across_a_captured_ste
 
 
 def test_a_captured_step_writes_each_whole_line_to_its_file_and_to_the_process_stdout(tmp_path: Path) -> None:
-    """The web UI shows the file; whoever runs the process reads its stdout."""
+    """The web UI shows the file; the owner of the process reads its stdout."""
     descriptors = Path("/proc/self/fd")
     with pipe_of_writes() as (stdout, writes), duplicate(stdout) as fd:
         logger = StructuredLogger(LineSink(fd), context=CONTEXT)

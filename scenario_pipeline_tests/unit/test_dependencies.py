@@ -41,7 +41,7 @@ def test_the_locks_agree_on_every_version_they_share() -> None:
 
 
 def test_the_licences_page_lists_every_locked_name() -> None:
-    """Whoever may not use a licence looks there, and would take a missing package for an absent one."""
+    """People who may not use a licence look there, and would take a missing package for an absent one."""
     page = (PROJECT / "docs" / "licences.md").read_text(encoding="utf-8")
     listed = re.findall(r"^\| (\S+) \| [0-9]\S* \| .+ \| [a-zCI, ]+ \| .*\|$", page, flags=re.M)
     assert listed == sorted({name_of(line) for lock in LOCKS for line in requirements(lock)})

@@ -168,7 +168,7 @@ class UnknownError(Exception):
 def test_any_other_exception_has_one_of_four_types_and_its_text_is_withheld(
     exc: BaseException, error_type: ErrorType
 ) -> None:
-    """A message may hold the row that was in hand."""
+    """A message may hold the row that was being written."""
     info = classify(exc)
     assert (info.error_type, info.sqlstate) == (error_type, None)
     assert info.error_message

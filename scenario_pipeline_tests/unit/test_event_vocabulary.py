@@ -38,7 +38,7 @@ CLOSED_SETS = {
 
 
 def test_the_vocabulary_is_the_contracts_table() -> None:
-    """Whoever reads the contract knows every entry there is."""
+    """A reader of the contract knows every entry there is."""
     table = {
         kind.name: (kind.levels, tuple(item.name for item in dataclasses.fields(kind)))
         for kind in VOCABULARY

@@ -50,7 +50,7 @@ def test_a_function_is_short_enough_to_be_seen_at_once() -> None:
 
 
 def test_no_test_file_imports_from_another() -> None:
-    """A test file that others import from is a library: whoever changes it cannot see whom that breaks."""
+    """A test file that others import from is a library: its author cannot see whom a change breaks."""
     imported = [
         f"{name_of(path)} imports {node.module}"
         for path in TESTS

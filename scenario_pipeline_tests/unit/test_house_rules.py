@@ -93,7 +93,7 @@ def test_imports_run_one_way() -> None:
     ],
 )
 def test_a_library_is_imported_in_its_drawer_only(library: str, drawers: tuple[str, ...]) -> None:
-    """Whoever replaces a library should have to look in one place."""
+    """A person who replaces a library should have to look in one place only."""
     for module, path in modules():
         if not {module, module.split(".")[0]} & set(drawers):
             used = [name for name in imports_of(path) if name.split(".")[0] == library]

@@ -147,7 +147,7 @@ def test_an_empty_variable_counts_as_unset(variable: str, empty: str) -> None:
     ],
 )
 def test_a_value_that_cannot_work_is_one_sentence_that_names_the_variable(variable: str, value: str) -> None:
-    """Whoever set it must find it, and whoever reads the log of the start must not find a password."""
+    """The person who set it must find it, and a reader of the start-up log must not find a password."""
     with pytest.raises(UserError) as caught:
         Settings.from_environment({variable: value})
     sentence = str(caught.value)

@@ -27,7 +27,7 @@ def test_an_installation_that_works_has_nothing_to_mend(
 
 
 def test_it_changes_nothing(examine: Examine, database_url: str, dagster_url: str, tmp_path: Path) -> None:
-    """Whoever looks at a production database must be sure of that."""
+    """People who look at a production database must be sure of that."""
 
     def everything() -> tuple[str, str, list[str]]:
         with psycopg.connect(database_url) as connection:
@@ -183,7 +183,7 @@ def test_what_is_wrong_is_named_with_the_command_that_mends_it(
     with engine.begin() as connection:
         connection.execute(text(damage))
     examined = examine()
-    # What cannot be looked at for that reason is told as well.
+    # Checks that cannot run for that reason are named as well.
     [finding] = [finding for finding in examined.wrong if finding["status"] != "unknown"]
     assert (examined.exit_status, examined.status) == (1, "problem")
     assert (finding["check"], finding["status"]) == (check, "problem")

@@ -84,7 +84,7 @@ def test_a_setting_that_cannot_work_is_one_sentence(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_person_reads_sentences(examine: Examine, engine: Engine) -> None:
-    """Without --json each finding is a line, and what mends it stands below."""
+    """Without --json each finding is a line, with its remedy below."""
     with engine.begin() as connection:
         connection.execute(text("DELETE FROM scenario.alembic_version"))
     result = CliRunner().invoke(main, ["doctor"])
@@ -185,7 +185,7 @@ def test_a_remote_engine_is_asked_for_its_health(
 
 @pytest.mark.parametrize(("host", "wrong"), [("127.0.0.1", []), ("0.0.0.0", ["web_server"])])
 def test_a_web_server_that_others_can_reach_is_found(examine: Examine, host: str, wrong: list[str]) -> None:
-    """Dagster asks nobody for a password: whoever reaches it launches runs."""
+    """Dagster asks nobody for a password: anyone who reaches it can launch runs."""
     listener = (
         "import socket, sys; s = socket.create_server((sys.argv[2], 0)); print('ready', flush=True); sys.stdin.read()"
     )

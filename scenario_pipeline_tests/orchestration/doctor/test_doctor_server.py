@@ -44,7 +44,7 @@ def test_a_disk_that_is_not_waited_for_is_found(examine: Examine, server: Embedd
 
 @pytest.mark.parametrize("seconds", [-3600.0, 5.0])
 def test_clocks_that_differ_are_found(examine: Examine, monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
-    """The budget of a second process is told by both of them."""
+    """Both processes report the budget of the second."""
     now = time.time
     monkeypatch.setattr("scenario_pipeline.doctor.database.time.time", lambda: now() + seconds)
     [finding] = examine().wrong
@@ -162,7 +162,7 @@ def test_an_index_that_does_not_serve_is_found_without_the_rights_to_see_a_plan(
 
 
 def test_a_view_that_shows_every_organisation_is_found(examine: Examine, engine: Engine) -> None:
-    """Whoever replaces a view forgets its options, and an app's users see everybody."""
+    """A person who replaces a view forgets its options, and an app's users see everybody."""
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.execute(text("CREATE ROLE app LOGIN"))
         connection.execute(text("GRANT SELECT ON scenario.source_mentors TO app"))
