@@ -112,6 +112,9 @@ def test_a_password_with_signs_and_options_in_the_url_reach_both_databases(
     role, password = f"role_{uuid.uuid4().hex}", "a+b c%d@/:#?"
     with psycopg.connect(server.url("postgres"), autocommit=True) as connection:
         connection.execute(f"CREATE ROLE {role} SUPERUSER LOGIN PASSWORD '{password}'")
+        # Dagster's tables belong to the role that runs first: not in the database that other tests share.
+        connection.execute(f"CREATE DATABASE {role}")
+        installation.dagster_url = server.url(role)
         try:
             for name in ("run_url", "dagster_url"):
                 address = getattr(installation, name).split("@")[1]
@@ -121,6 +124,7 @@ def test_a_password_with_signs_and_options_in_the_url_reach_both_databases(
             _, stderr = installation.command("run", "--date", "2026-08-01")
             assert "web UI" not in stderr
         finally:
+            connection.execute(f"DROP DATABASE {role} WITH (FORCE)")
             connection.execute(f"DROP OWNED BY {role} CASCADE; DROP ROLE {role}")
 
 
