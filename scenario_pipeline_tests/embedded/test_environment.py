@@ -15,13 +15,7 @@ from scenario_pipeline.settings import PROJECT_FOLDER
 from scenario_pipeline.storage import embedded
 from scenario_pipeline.storage.database import driver_url
 from scenario_pipeline.storage.embedded import EmbeddedPostgres
-from scenario_pipeline_tests.support.embedded import (
-    STARTER,
-    as_root,
-    execute,
-    folder_of,
-    linux,
-)
+from scenario_pipeline_tests.support.embedded import STARTER, as_root, execute, folder_of, linux
 
 # The list is the library's; what is in no connection's parameters stands in its manual.
 VARIABLES = sorted(
