@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NoReturn, ParamSpec, TypeVar
 
 import click
+import psycopg
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -27,13 +28,20 @@ from scenario_pipeline import events as event_log
 from scenario_pipeline import importer
 from scenario_pipeline.doctor.database import examine_database
 from scenario_pipeline.doctor.findings import Finding, Status, in_time, overall
-from scenario_pipeline.doctor.surroundings import examine_trigger_engine, examine_web_server
+from scenario_pipeline.doctor.surroundings import examine_trigger_engine, examine_variables, examine_web_server
 from scenario_pipeline.engines.statement import check_source
 from scenario_pipeline.errors import ErrorInfo, SystemicError, UserError, classify
 from scenario_pipeline.installation import upgrade
 from scenario_pipeline.records import DISPATCH_MODES, parse_date
 from scenario_pipeline.scenarios import registry, select_scenarios
-from scenario_pipeline.settings import ENGINES, Settings, check_page_size, check_time_budget, is_loopback
+from scenario_pipeline.settings import (
+    ENGINES,
+    Settings,
+    check_page_size,
+    check_time_budget,
+    is_loopback,
+    unknown_variables,
+)
 from scenario_pipeline.storage import database, source
 from scenario_pipeline.storage.roles import OWNER, may_upgrade
 from scenario_pipeline.structured_logger import STDOUT_SINK, utc_now
@@ -55,7 +63,7 @@ def one_sentence(command: Callable[P, R]) -> Callable[P, R]:
             _stop(str(exc), exc.exit_status)
         except SystemicError as exc:
             _stop(f"{exc.info.error_message}{_advice(exc.info)}.", EXIT_FAILED)
-        except SQLAlchemyError as exc:
+        except (SQLAlchemyError, psycopg.Error) as exc:
             failure = classify(exc)
             _stop(f"The database could not be used: {failure.error_message}{_advice(failure)}.", EXIT_FAILED)
         except OSError as exc:
@@ -130,6 +138,8 @@ def checked_schema(engine: Engine) -> None:
 @click.version_option(package_name="scenario-pipeline")
 def main() -> None:
     """Tell peer mentors' organisations the right thing at the right moment, once."""
+    for name, nearest in unknown_variables():
+        say(f"Warning: {name} is no setting and has no effect; the nearest one is {nearest}.")
 
 
 @main.command()
@@ -456,6 +466,7 @@ def doctor(as_json: bool) -> None:
         findings = [
             *in_time("database_connection", examine_database(settings)),
             *in_time("dagster_instance", examine_instance(settings)),
+            examine_variables(),
             *examine_trigger_engine(settings),
             *examine_web_server(),
         ]

@@ -13,12 +13,11 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import lru_cache
 from itertools import islice
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, TextIO, cast
-from zoneinfo import available_timezones
 
 import psycopg
 from psycopg import sql
@@ -27,6 +26,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from scenario_pipeline.errors import SystemicError, UserError, classify
 from scenario_pipeline.records import parse_date
+from scenario_pipeline.settings import is_timezone
 
 Progress = Callable[[str, int], None]
 
@@ -47,11 +47,6 @@ def _is_date(value: str) -> bool:
     return parse_date(value) is not None
 
 
-@cache
-def _timezones() -> frozenset[str]:
-    return frozenset(available_timezones())
-
-
 @dataclass(frozen=True)
 class _Kind:
     """What a field may hold: a fast check, and the sentence that mends a field which fails it."""
@@ -63,7 +58,7 @@ class _Kind:
 _ID = _Kind(_UUID.fullmatch, "write a UUID in its form of 36 characters with hyphens")
 _DAY = _Kind(_is_date, "write a date that exists as YYYY-MM-DD")
 _STATUS = _Kind({"active", "paused", "left"}.__contains__, "write active, paused or left")
-_TIMEZONE = _Kind(lambda value: value in _timezones(), "write an IANA time zone such as Europe/Oslo")
+_TIMEZONE = _Kind(is_timezone, "write an IANA time zone such as Europe/Oslo")
 _TEXT = _Kind(_REQUIRED_TEXT.match, "write some text")
 _TEXT_OR_NOTHING = _Kind(_OPTIONAL_TEXT.fullmatch, "write text or leave the field empty")
 

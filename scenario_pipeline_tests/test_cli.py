@@ -19,7 +19,7 @@ import psycopg
 import pytest
 from click.testing import CliRunner
 from dagster import build_run_status_sensor_context
-from sqlalchemy import Engine, create_engine, text
+from sqlalchemy import Engine, text
 
 from scenario_pipeline.cli import main
 from scenario_pipeline.defs.instance import load_instance
@@ -123,7 +123,7 @@ def totals(completed: dict[str, Any]) -> tuple[int, dict[str, int], dict[str, in
 
 def everything_in(url: str) -> str:
     """Return every table of a database as text."""
-    engine = create_engine(database.driver_url(url, "psycopg"))
+    engine = database.connect(url)
     with engine.connect() as connection:
         tables = connection.execute(text(
             "SELECT format('%I.%I', schemaname, tablename) FROM pg_tables "

@@ -31,6 +31,8 @@ from scenario_pipeline_tests.world import DAY, D
 CHECKS = [
     "database_connection",
     "server_version",
+    "server_encoding",
+    "session_options",
     "writable",
     "schema_version",
     "views",
@@ -43,6 +45,7 @@ CHECKS = [
     "time_zones",
     "durability",
     "dagster_instance",
+    "variables",
     "trigger_engine",
     "web_server",
 ]

@@ -24,8 +24,17 @@ README = (PROJECT / "README.md").read_text(encoding="utf-8")
 # Imports run one way: a module may import from its own layer and those before it.
 LAYERS = [
     {"sanitiser", "errors"},
+    {"storage.conninfo"},
     {"settings", "batch_stats", "time_budget", "records", "events", "structured_logger"},
-    {"storage.tables", "storage.embedded", "storage.roles", "storage.source", "storage.database", "storage"},
+    {
+        "storage.tables",
+        "storage.embedded",
+        "storage.roles",
+        "storage.source",
+        "storage.refusals",
+        "storage.database",
+        "storage",
+    },
     {"scenarios", "scenarios.inactivity", "scenarios.milestone", "scenarios.certification_expiry"},
     {"storage.ledger", "storage.run_requests"},
     {"engines", "engines.statement", "engines.sql", "engines.api"},

@@ -280,7 +280,8 @@ def test_a_session_whose_row_security_is_on_all_the_same_is_refused(engine: Engi
 
     event.listen(kept_out, "connect", as_a_pooler_would)
     assert failed_run(kept_out) == (
-        "row_security is on in this session, which was started with off: connect to the server itself"
+        "row_security is on in this session, which was started with off: where a pooler has dropped the options of a "
+        "session, run ALTER ROLE ... SET row_security = off"
     )
 
 

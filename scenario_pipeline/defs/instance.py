@@ -29,7 +29,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from scenario_pipeline.doctor.findings import STATEMENT_SECONDS, Finding, Status
 from scenario_pipeline.errors import ErrorInfo, ErrorType, SystemicError, UserError, classify
 from scenario_pipeline.settings import PROJECT_FOLDER, Settings
-from scenario_pipeline.storage import database, ledger
+from scenario_pipeline.storage import conninfo, database, ledger
 from scenario_pipeline.structured_logger import STDOUT_SINK, LineSink
 
 # The daemon writes a heartbeat every 30 seconds; Dagster's web UI allows as much before it warns.
@@ -121,13 +121,12 @@ class InstanceStorage(DagsterPostgresStorage):
         """Find the database, creating it on the scheduler's own server if need be."""
         settings = Settings.from_environment()
         urls = database.locate(settings)
-        # dagster-postgres speaks psycopg2 only, and SQLAlchemy 2.1 no longer means it by a bare URL.
-        url = database.driver_url(urls.dagster, "psycopg2")
+        url = conninfo.psycopg2_url(urls.dagster)
         try:
             if settings.dagster_database_url is None and not urls.embedded:
                 database.create_database(urls.scenario, "dagster")
             # Asked here once: dagster-postgres would repeat for seconds what is answered at once.
-            with psycopg.connect(database.plain_url(urls.dagster), connect_timeout=5) as connection:
+            with database.session(urls.dagster) as connection:
                 is_anothers = connection.execute(_IS_ANOTHERS).fetchone() == (True,)
             if is_anothers:
                 raise UserError(_ANOTHERS, exit_status=1)
@@ -307,7 +306,9 @@ def examine_instance(settings: Settings) -> Iterator[Finding]:
     except Exception as exc:  # noqa: BLE001 - the boundary of a check: whatever it is, it is one finding
         failure = classify(exc)
         sentence = f"Dagster's database cannot be looked at: {failure.error_message}."
-        yield Finding(name, Status.UNKNOWN, sentence, "check SCENARIO_DAGSTER_DATABASE_URL and its role, with psql")
+        remedy = database.remedy_of(exc, engine, "SCENARIO_DAGSTER_DATABASE_URL")
+        remedy = remedy or "check SCENARIO_DAGSTER_DATABASE_URL and its role, with psql"
+        yield Finding(name, Status.UNKNOWN, sentence, remedy)
     finally:
         engine.dispose()
 
