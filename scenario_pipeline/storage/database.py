@@ -200,7 +200,7 @@ def upgrade(connection: Connection) -> None:
     if major < OLDEST_SERVER:
         raise UserError(f"The server is PostgreSQL {major}; version {OLDEST_SERVER} or newer is needed.", exit_status=1)
     if server_encoding(connection) == NO_ENCODING:
-        raise UserError(f"{WRONG_ENCODING.capitalize()}: {ENCODING_REMEDY}.", exit_status=1)
+        raise UserError(f"{WRONG_ENCODING[0].upper()}{WRONG_ENCODING[1:]}: {ENCODING_REMEDY}.", exit_status=1)
     config = _alembic_config()
     current = schema_version(connection)
     if _is_newer(current):

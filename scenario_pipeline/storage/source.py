@@ -85,8 +85,10 @@ def misfits(connection: Connection) -> Iterator[str]:
     """Yield one sentence for each view, and each column of one, that is missing or has another type than it must."""
     rows = connection.execute(
         text(
-            "SELECT c.relname, a.attname, a.atttypid AS oid, format_type(a.atttypid, NULL) AS type FROM pg_class c "
+            "SELECT c.relname, a.attname, a.atttypid AS oid, CASE nspname WHEN 'pg_catalog' "
+            "THEN format_type(a.atttypid, NULL) ELSE nspname || '.' || typname END AS type FROM pg_class c "
             "JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped "
+            "JOIN pg_type t ON t.oid = a.atttypid JOIN pg_namespace n ON n.oid = typnamespace "
             "WHERE c.relnamespace = to_regnamespace(:schema) AND c.relname = ANY (:views)"
         ),
         {"schema": SCHEMA, "views": [view.name for view in source_metadata.tables.values()]},
