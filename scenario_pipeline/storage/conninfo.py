@@ -123,6 +123,6 @@ def _what_is_wrong(value: str) -> str:
     if parameters and value.startswith(_URL_BEGINNINGS) and _parts(address) is not None:
         return "has parameters behind its question mark that libpq cannot read: try it with psql, which says which."
     return (
-        "cannot be read: write postgresql://user:password@host:port/database, with @ : / # ? % and spaces in the "
+        "has no valid form: write postgresql://user:password@host:port/database, with @ : / # ? % and spaces in the "
         "password percent-encoded (as UTF-8)."
     )
