@@ -507,4 +507,4 @@ def test_events_are_told_from_dagsters_own_lines(engine: Engine, tmp_path: Path)
 def test_the_page_tells_of_every_check_of_doctor() -> None:
     """A finding that cannot be looked up is a riddle."""
     told = re.findall(r"^\| `(\w+)` \|", section("What doctor looks at"), flags=re.M)
-    assert told == ["database_connection", *_CHECKS, "dagster_instance", "trigger_engine", "web_server"]
+    assert told == ["database_connection", *_CHECKS, "dagster_instance", "variables", "trigger_engine", "web_server"]

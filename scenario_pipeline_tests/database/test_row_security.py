@@ -78,8 +78,8 @@ def test_rows_that_a_policy_hides_are_a_failure_and_not_an_empty_run(engine: Eng
 def test_no_option_of_the_url_lets_a_policy_hide_rows(engine: Engine, kept_out: Engine) -> None:
     """`row_security = on` is Postgres' own default, and an option that somebody might set."""
     ten_mentors(engine)
-    url = kept_out.url.update_query_dict({"options": "-c row_security=on"}).set(drivername="postgresql")
-    hidden = database.connect(url.render_as_string(hide_password=False))
+    url = kept_out.url.set(drivername="postgresql").render_as_string(hide_password=False)
+    hidden = database.connect(f"{url}?options=-c%20row_security%3Don")
     assert failed_run(hidden).startswith("SQLSTATE 42501 insufficient_privilege: query would be affected by row-")
     hidden.dispose()
 
@@ -94,7 +94,8 @@ def test_a_session_whose_row_security_is_on_all_the_same_is_refused(engine: Engi
 
     event.listen(kept_out, "connect", as_a_pooler_would)
     assert failed_run(kept_out) == (
-        "row_security is on in this session, which was started with off: connect to the server itself"
+        "row_security is on in this session, which was started with off: where a pooler has dropped the options of a "
+        "session, run ALTER ROLE ... SET row_security = off"
     )
 
 

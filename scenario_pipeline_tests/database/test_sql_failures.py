@@ -125,7 +125,8 @@ def test_a_server_that_cannot_be_reached_fails_the_run(engine: Engine) -> None:
 
     failure = refused(engine, make_page(mentors), evaluate_with=unreachable, budget=TimeBudget.start(1))
 
-    assert failure == ErrorInfo(ErrorType.NETWORK, "the connection to the database was refused or lost")
+    sentence = "no server answers at the host and port of the database: the connection was refused"
+    assert failure == ErrorInfo(ErrorType.NETWORK, sentence)
 
 
 def fail_the_first(connection: Connection, times: int, errcode: str) -> None:

@@ -14,6 +14,8 @@ from scenario_pipeline_tests.support.project import PROJECT
 CHECKS = [
     "database_connection",
     "server_version",
+    "server_encoding",
+    "session_options",
     "writable",
     "schema_version",
     "views",
@@ -26,6 +28,7 @@ CHECKS = [
     "time_zones",
     "durability",
     "dagster_instance",
+    "variables",
     "trigger_engine",
     "web_server",
 ]

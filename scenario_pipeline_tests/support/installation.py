@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
-from sqlalchemy import Engine, create_engine, text
+from sqlalchemy import Engine, text
 
 from scenario_pipeline.storage import database
 from scenario_pipeline_tests.support.invariants import check_invariants
@@ -98,7 +98,7 @@ EXPECTED = {
 
 def everything_in(url: str) -> str:
     """Return every table of a database as text."""
-    engine = create_engine(database.driver_url(url, "psycopg"))
+    engine = database.connect(url)
     with engine.connect() as connection:
         tables = connection.execute(text(
             "SELECT format('%I.%I', schemaname, tablename) FROM pg_tables "

@@ -21,7 +21,7 @@ PACKAGE = PROJECT / "scenario_pipeline"
 # package with all modules that no longer name stands for.
 LAYERS = [
     {"limits", "sanitiser", "failures", "errors"},
-    {"settings", "batch_stats", "time_budget", "records"},
+    {"conninfo", "settings", "batch_stats", "time_budget", "records"},
     {"log"},
     {"report", "log.logger"},
     {"storage"},

@@ -101,7 +101,7 @@ def test_an_empty_variable_counts_as_unset(variable: str, empty: str) -> None:
         ("SCENARIO_HOME", "~no-such-user-here/scenario"),
         ("SCENARIO_DATABASE_URL", "mysql://kari:s3cret@db/scenario"),
         ("SCENARIO_DATABASE_URL", "postgresql+psycopg://kari:s3cret@db/scenario"),
-        ("SCENARIO_DATABASE_URL", "host=db password=s3cret"),
+        ("SCENARIO_DATABASE_URL", "host=db pass=s3cret"),
         ("SCENARIO_DAGSTER_DATABASE_URL", "sqlite:///s3cret.db"),
         ("SCENARIO_TIMEZONE", "Europe/Atlantis"),
         ("SCENARIO_TIMEZONE", "Europe"),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-SOURCE = Path(__file__).resolve().parent.parent / "scenario_pipeline" / "defs" / "dagster_private.py"
+SOURCE = Path(__file__).resolve().parent.parent.parent / "scenario_pipeline" / "defs" / "dagster_private.py"
 NAMES = [
     (node.module, alias.name)
     for node in ast.parse(SOURCE.read_text(encoding="utf-8")).body

@@ -14,7 +14,7 @@ from scenario_pipeline.defs.instance import home
 from scenario_pipeline.defs.instance.home import prepare_dagster_home
 from scenario_pipeline.settings import PROJECT_NAME, Settings, default_home, is_checkout
 
-PROJECT = Path(__file__).resolve().parent.parent
+PROJECT = Path(__file__).resolve().parent.parent.parent
 CARRIED = PROJECT / "scenario_pipeline" / "defs" / "instance"
 OURS = f'[project]\nname = "{PROJECT_NAME}"\n'
 
