@@ -18,6 +18,21 @@ from scenario_pipeline.failures import BudgetSpentError, ErrorInfo, ErrorType, S
 
 __all__ = ["BudgetSpentError", "ErrorInfo", "ErrorType", "SystemicError", "UserError", "classify"]
 
+
+class NoConnectionError(psycopg.OperationalError):
+    """A connection to a database that could not be made, with the reason in our own words (`storage.refusals`).
+
+    Args:
+        info: what the closing events report.
+        remedy: what to do, for `doctor`; `{name}` stands for the variable that names the database, and `{address}` for
+            the options of `pg_isready`.
+    """
+
+    def __init__(self, info: ErrorInfo, remedy: str) -> None:
+        super().__init__(info.error_message)
+        self.info, self.remedy = info, remedy
+
+
 # PostgreSQL's condition names stand in psycopg as class names: DivisionByZero -> division_by_zero.
 _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 _TIMEOUT_STATES = frozenset({"57014", "55P03", "25P03", "25P04"})
@@ -74,6 +89,8 @@ def _system_message(exc: OSError) -> str | None:
 
 def _classify_driver_error(orig: BaseException | None, *, disconnected: bool) -> ErrorInfo:
     """Apply the table of SQLSTATEs: see the PostgreSQL manual, appendix A, for the codes."""
+    if isinstance(orig, NoConnectionError):
+        return orig.info
     # psycopg 3 and psycopg2, which Dagster speaks, call it differently.
     state = getattr(orig, "sqlstate", None) or getattr(orig, "pgcode", None)
     if isinstance(orig, psycopg.errors.ConnectionTimeout):
@@ -87,6 +104,8 @@ def _classify_driver_error(orig: BaseException | None, *, disconnected: bool) ->
     diagnostic = getattr(orig, "diag", None)
     if state.startswith(_NO_VALUES) and (reported := getattr(diagnostic, "message_primary", None)):
         sentence += f": {reported}"
+    elif state == "22P05":
+        sentence += ": the encoding of the database has no place for a letter; use a database in UTF8"
     for label, value in (
         ("constraint", getattr(diagnostic, "constraint_name", None)),
         ("table", getattr(diagnostic, "table_name", None)),

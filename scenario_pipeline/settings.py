@@ -5,12 +5,14 @@ Belongs here: names, defaults and bounds of the variables. Does not belong here:
 
 from __future__ import annotations
 
+import difflib
 import os
+import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import date, datetime
-from functools import cache
+from functools import cache, lru_cache
 from ipaddress import ip_address
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -26,6 +28,44 @@ DEFAULT_ENGINE_CONCURRENCY, MAX_ENGINE_CONCURRENCY = 4, 64
 # Also how many mentors the project's own engine takes in one request.
 DEFAULT_ENGINE_CHUNK_SIZE, MAX_ENGINE_CHUNK_SIZE = 100, 1000
 ENGINES = ("sql", "http")
+
+_PREFIX = "SCENARIO_"
+# Those of contract section 7, and those of the engine's own.
+VARIABLES = frozenset(
+    f"{_PREFIX}{name}"
+    for name in (
+        "ALERT_URL",
+        "CONNECTIONS",
+        "CRON",
+        "DAGSTER_DATABASE_URL",
+        "DATABASE_URL",
+        "DELIVERY",
+        "DELIVERY_DATABASE_URL",
+        "DELIVERY_TIME_BUDGET_SECONDS",
+        "ENGINE",
+        "ENGINE_CHUNK_SIZE",
+        "ENGINE_CONCURRENCY",
+        "ENGINE_TOKEN",
+        "ENGINE_TRUST_PROXY",
+        "ENGINE_URL",
+        "HOME",
+        "MAX_ERROR_RATE",
+        "PAGE_SIZE",
+        "SHARDS",
+        "SMTP_FROM",
+        "SMTP_URL",
+        "TIMEZONE",
+        "TIME_BUDGET_SECONDS",
+        "UNSUBSCRIBE_URL",
+    )
+)
+_ENDPOINT = re.compile(r"SCENARIO_ENDPOINT_[A-Z0-9_]+_(?:URL|SECRETS)")
+_MAX_NAME = 100
+
+# Placeholders of the zone database, and this machine's own zone, which another machine does not know.
+_NO_ZONES = frozenset({"Factory", "localtime", "posixrules"})
+# The same zones once more, one kind of them with leap seconds.
+_OTHER_COUNTS = frozenset({"posix", "right"})
 
 # In a checkout the folder that holds pyproject.toml, dagster.yaml and workspace.yaml; else only `site-packages`.
 PROJECT_FOLDER = Path(__file__).resolve().parent.parent
@@ -83,8 +123,8 @@ class Settings:
         engine = _engine(get("SCENARIO_ENGINE") or "sql")
         return cls(
             home=_folder(get("SCENARIO_HOME") or str(default_home(PROJECT_FOLDER, get("XDG_DATA_HOME")))),
-            database_url=_postgres_url("SCENARIO_DATABASE_URL", get("SCENARIO_DATABASE_URL")),
-            dagster_database_url=_postgres_url("SCENARIO_DAGSTER_DATABASE_URL", get("SCENARIO_DAGSTER_DATABASE_URL")),
+            database_url=_postgres("SCENARIO_DATABASE_URL", get("SCENARIO_DATABASE_URL")),
+            dagster_database_url=_postgres("SCENARIO_DAGSTER_DATABASE_URL", get("SCENARIO_DAGSTER_DATABASE_URL")),
             timezone=_timezone(get("SCENARIO_TIMEZONE") or "Europe/Oslo"),
             time_budget_seconds=check_time_budget(
                 "SCENARIO_TIME_BUDGET_SECONDS", get("SCENARIO_TIME_BUDGET_SECONDS") or DEFAULT_TIME_BUDGET_SECONDS
@@ -238,24 +278,36 @@ def _folder(value: str) -> Path:
         raise UserError("SCENARIO_HOME must be the path of a folder.") from None
 
 
-def _timezone(value: str) -> ZoneInfo:
-    try:
-        return ZoneInfo(value)
-    except (KeyError, OSError, ValueError):  # unknown name; a folder of the zone database; a malformed key
-        raise UserError("SCENARIO_TIMEZONE must be an IANA time zone name such as Europe/Oslo.") from None
-
-
-def _postgres_url(name: str, value: str | None) -> str | None:
-    """Accept what libpq accepts as a URL; the driver is ours to choose, so none may be named."""
+def _postgres(name: str, value: str | None) -> str | None:
     if value is None:
         return None
-    if not value.startswith(("postgresql://", "postgres://")):
-        raise UserError(f"{name} must begin with postgresql:// (user:password@host:port/database).")
+    # Imported here: most commands read settings, and few of them need a database driver.
+    from scenario_pipeline.conninfo import checked
+
+    return checked(name, value)
+
+
+@lru_cache(maxsize=4096)
+def is_timezone(name: str) -> bool:
+    """Whether a name is an IANA time zone; the zone database also has files that are no zone of its own."""
     try:
-        _ = urlsplit(value).port
-    except ValueError:  # its text quotes what stands there, which may be half of an unescaped password
-        raise UserError(
-            f"{name} has no valid host and port: write postgresql://user:password@host:port/database, "
-            "with @ : / # ? % and spaces in the password percent-encoded."
-        ) from None
-    return value
+        key = ZoneInfo(name).key
+    except (KeyError, OSError, ValueError):  # unknown name; a folder of the zone database; a malformed key
+        return False
+    return key not in _NO_ZONES and key.partition("/")[0] not in _OTHER_COUNTS
+
+
+def _timezone(value: str) -> ZoneInfo:
+    if not is_timezone(value):
+        raise UserError("SCENARIO_TIMEZONE must be an IANA time zone name such as Europe/Oslo.")
+    return ZoneInfo(value)
+
+
+def unknown_variables(environment: Mapping[str, str] | None = None) -> Iterator[tuple[str, str]]:
+    """Yield the name of each variable that is set like a setting and is none, and the setting of the nearest name."""
+    env = os.environ if environment is None else environment
+    names = {name.removeprefix(_PREFIX): name for name in sorted(VARIABLES)}
+    for name, value in sorted(env.items()):
+        if name.startswith(_PREFIX) and value.strip() and name not in VARIABLES and not _ENDPOINT.fullmatch(name):
+            [nearest] = difflib.get_close_matches(name.removeprefix(_PREFIX).upper()[:_MAX_NAME], names, 1, cutoff=0.0)
+            yield re.sub("[^!-~]", "?", name[:_MAX_NAME]), names[nearest]

@@ -22,8 +22,8 @@ import psycopg
 from scenario_pipeline.storage.embedded import EmbeddedPostgres
 from scenario_pipeline.storage.postgres_tools import binaries
 from scenario_pipeline.storage.roles import OWNER, ROLES_FILE, SCHEDULER
+from scenario_pipeline_tests.support.project import PROJECT
 
-PROJECT = Path(__file__).resolve().parent.parent
 DOCS = PROJECT / "docs"
 # What is looked for in logs, between signs that a URL must encode.
 PASSWORD_CORE = "kanari-of-the-guide"

@@ -59,3 +59,8 @@ class _LazyGroup(click.Group):
 @click.version_option(package_name="scenario-pipeline")
 def main() -> None:
     """Notify peer mentors on behalf of their organisations, exactly once."""
+    from scenario_pipeline.cli.terminal import echo
+    from scenario_pipeline.settings import unknown_variables
+
+    for name, nearest in unknown_variables():
+        echo(f"Warning: {name} is no setting and has no effect; the nearest one is {nearest}.")

@@ -28,7 +28,7 @@ def doctor(as_json: bool) -> None:
     """
     from scenario_pipeline.defs.instance.examination import examine_instance
     from scenario_pipeline.doctor.database import examine_database
-    from scenario_pipeline.doctor.environment import examine_trigger_engine, examine_web_server
+    from scenario_pipeline.doctor.environment import examine_trigger_engine, examine_variables, examine_web_server
     from scenario_pipeline.doctor.findings import Finding, Status, in_time, overall
 
     try:
@@ -39,6 +39,7 @@ def doctor(as_json: bool) -> None:
         findings = [
             *in_time("database_connection", examine_database(settings)),
             *in_time("dagster_instance", examine_instance(settings)),
+            examine_variables(),
             *examine_trigger_engine(settings),
             *examine_web_server(),
         ]

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, Engine, make_url, select, text
+from sqlalchemy import Connection, Engine, select, text
 
 from scenario_pipeline.doctor.findings import STATEMENT_SECONDS, YOUR_OWN_TABLES, Finding, Look, Status, as_sentence
 from scenario_pipeline.doctor.rights import examine_roles, examine_row_level_security
@@ -50,13 +50,10 @@ def examine_database(settings: Settings) -> Iterator[Finding]:
     engine = database.connect(urls.scenario)
     try:
         setting = "the embedded Postgres" if urls.embedded else "SCENARIO_DATABASE_URL"
-        try:
-            database.reachable_or_explain(engine, setting)
-        except UserError as exc:
+        unusable = database.why_unusable(engine, setting)
+        if unusable is not None:
             # Not psql with the URL: every user of the machine may read what a process is called with.
-            address = make_url(database.driver_url(urls.scenario, "psycopg"))
-            host = address.host or address.query.get("host") or "localhost"
-            yield Finding(name, Status.UNKNOWN, str(exc), f"pg_isready -h {host} -p {address.port or 5432}")
+            yield Finding(name, Status.UNKNOWN, unusable.sentence, unusable.remedy)
             return
         yield from _examine(engine, settings, setting)
     finally:
@@ -106,6 +103,27 @@ def _server_version(look: Look) -> Iterator[Finding]:
         yield Finding("server_version", Status.PROBLEM, sentence, "pg_upgrade")
     else:
         yield Finding("server_version", Status.OK, f"The server is PostgreSQL {version}.")
+
+
+def _server_encoding(look: Look) -> Iterator[Finding]:
+    name, encoding = "server_encoding", database.server_encoding(look.connection)
+    if encoding == database.NO_ENCODING:
+        yield Finding(name, Status.PROBLEM, as_sentence(database.WRONG_ENCODING), database.ENCODING_REMEDY)
+    elif encoding == "UTF8":
+        yield Finding(name, Status.OK, "The encoding of the database is UTF8, which has every letter.")
+    else:
+        sentence = f"The encoding of the database is {encoding}; an import of other letters is refused."
+        yield Finding(name, Status.OK, sentence)
+
+
+def _session_options(look: Look) -> Iterator[Finding]:
+    """Whether a session has what it was started with: some poolers drop it, and a policy could hide rows."""
+    name = "session_options"
+    if look.scalar("SHOW row_security") != "off":
+        sentence = "row_security is on in a session that was started with off: a pooler drops the options of sessions."
+        yield Finding(name, Status.PROBLEM, sentence, f"ALTER ROLE {look.role} SET row_security = off")
+    else:
+        yield Finding(name, Status.OK, "A session keeps the options that it is started with.")
 
 
 def _schema_version(look: Look) -> Iterator[Finding]:
@@ -314,6 +332,8 @@ def _writable(look: Look) -> Iterator[Finding]:
 
 _CHECKS: dict[str, Check] = {
     "server_version": _server_version,
+    "server_encoding": _server_encoding,
+    "session_options": _session_options,
     "writable": _writable,
     "schema_version": _schema_version,
     "views": _views,
@@ -327,6 +347,8 @@ _CHECKS: dict[str, Check] = {
     "durability": _durability,
 }
 # Where one of these finds something, what depends on it is not looked at.
-_GATES = frozenset({"schema_version", "views"})
+_GATES = frozenset({"session_options", "schema_version", "views"})
 # What can be looked at whatever the schema is.
-_ANY_SCHEMA = frozenset({"server_version", "writable", "schema_version", "clock", "durability"})
+_ANY_SCHEMA = frozenset(
+    {"server_version", "server_encoding", "session_options", "writable", "schema_version", "clock", "durability"}
+)

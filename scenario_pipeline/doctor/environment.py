@@ -1,4 +1,4 @@
-"""What `doctor` looks at beside the databases: a remote trigger engine, and web servers of this machine.
+"""What `doctor` looks at beside the databases: variables, a remote trigger engine, and web servers of this machine.
 
 Belongs here: asking them. Does not belong here: what Dagster keeps, which is looked at in `defs.instance`.
 """
@@ -12,7 +12,7 @@ import psutil
 
 from scenario_pipeline.doctor.findings import Finding, Status, as_sentence
 from scenario_pipeline.engines.http.client import health_failure
-from scenario_pipeline.settings import Settings
+from scenario_pipeline.settings import Settings, unknown_variables
 
 
 def examine_trigger_engine(settings: Settings) -> Iterator[Finding]:
@@ -27,6 +27,16 @@ def examine_trigger_engine(settings: Settings) -> Iterator[Finding]:
     else:
         remedy = 'curl --fail "$SCENARIO_ENGINE_URL/v1/health"'
         yield Finding(name, Status.PROBLEM, f"{as_sentence(failure.error_message)}", remedy)
+
+
+def examine_variables() -> Finding:
+    """Look for variables that are set like settings and are none."""
+    unknown = dict(unknown_variables())
+    if not unknown:
+        return Finding("variables", Status.OK, "Each SCENARIO_ variable that is set is a setting.")
+    sentence = f"{', '.join(unknown)} {'has' if len(unknown) == 1 else 'have'} no effect: no setting has that name."
+    remedy = "; ".join(f"unset {name}, or write {nearest}" for name, nearest in unknown.items())
+    return Finding("variables", Status.PROBLEM, sentence, remedy)
 
 
 def examine_web_server() -> Iterator[Finding]:

@@ -12,14 +12,14 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import lru_cache
 from operator import itemgetter
 from pathlib import Path
 from typing import TextIO
-from zoneinfo import available_timezones
 
 from scenario_pipeline.errors import UserError
 from scenario_pipeline.records import parse_date
+from scenario_pipeline.settings import is_timezone
 
 MAX_FIELD_CHARACTERS = 10_000
 _UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
@@ -30,11 +30,6 @@ _OPTIONAL_TEXT = re.compile(rf"[^\0]{{0,{MAX_FIELD_CHARACTERS}}}")
 @lru_cache(maxsize=65_536)
 def _is_date(value: str) -> bool:
     return parse_date(value) is not None
-
-
-@cache
-def _timezones() -> frozenset[str]:
-    return frozenset(available_timezones())
 
 
 @dataclass(frozen=True)
@@ -48,7 +43,7 @@ class _Kind:
 _ID = _Kind(_UUID.fullmatch, "write a UUID in its form of 36 characters with hyphens")
 _DAY = _Kind(_is_date, "write a date that exists as YYYY-MM-DD")
 _STATUS = _Kind({"active", "paused", "left"}.__contains__, "write active, paused or left")
-_TIMEZONE = _Kind(lambda value: value in _timezones(), "write an IANA time zone such as Europe/Oslo")
+_TIMEZONE = _Kind(is_timezone, "write an IANA time zone such as Europe/Oslo")
 _TEXT = _Kind(_REQUIRED_TEXT.match, "write some text")
 _TEXT_OR_NOTHING = _Kind(_OPTIONAL_TEXT.fullmatch, "write text or leave the field empty")
 

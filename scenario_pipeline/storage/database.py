@@ -5,21 +5,23 @@ Belongs here: URLs, engines, migrations, the version check. Does not belong here
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import urlsplit
+from typing import Any
 
 import psycopg
 from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, Engine, create_engine, text
-from sqlalchemy.engine import make_url
+from sqlalchemy import Connection, Engine, create_engine, event, text
+from sqlalchemy.exc import DBAPIError
 
-from scenario_pipeline.errors import ErrorInfo, ErrorType, SystemicError, UserError, classify
+from scenario_pipeline import conninfo
+from scenario_pipeline.errors import ErrorInfo, ErrorType, NoConnectionError, SystemicError, UserError, classify
 from scenario_pipeline.settings import Settings
-from scenario_pipeline.storage import roles
+from scenario_pipeline.storage import refusals, roles
 from scenario_pipeline.storage.embedded import EmbeddedPostgres
 from scenario_pipeline.storage.tables import SCHEMA
 
@@ -29,14 +31,21 @@ _MIGRATION_LOCK = 0x5CE9A810
 # How long an upgrade waits for one table that others use.
 LOCK_SECONDS = 10
 UPGRADE_COMMAND = "scenario-pipeline db upgrade"
+# It checks nothing that is written: another client's letters would come back as bytes that nobody can read.
+NO_ENCODING = "SQL_ASCII"
+WRONG_ENCODING = "the encoding of the database is SQL_ASCII, which checks no letters"
+ENCODING_REMEDY = "CREATE DATABASE ... ENCODING 'UTF8' TEMPLATE template0"
 
-# JIT never pays for statements of milliseconds; row_security=off turns rows hidden by a policy into an error.
-_SESSION_OPTIONS = "-c jit=off -c timezone=UTC -c datestyle=ISO -c row_security=off"
+# JIT never pays for statements of milliseconds; row_security=off turns rows hidden by a policy into an error; names are
+# compared as Postgres writes them without need of quotes.
+_SESSION_OPTIONS = "-c jit=off -c timezone=UTC -c datestyle=ISO -c row_security=off -c quote_all_identifiers=off"
+# How long an attempt to connect may take where the connection string does not say.
+CONNECT_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
 class DatabaseUrls:
-    """The two databases of one installation, as `postgresql://` URLs that hold the password."""
+    """The two databases of one installation, as connection strings that hold the password."""
 
     scenario: str = field(repr=False)
     dagster: str = field(repr=False)
@@ -59,7 +68,7 @@ def locate(settings: Settings, *, start: bool = True) -> DatabaseUrls:
         UserError: the embedded server cannot be started, or does not run and is not to be started.
     """
     if settings.database_url is not None:
-        dagster = settings.dagster_database_url or plain_url(settings.database_url, "dagster")
+        dagster = settings.dagster_database_url or conninfo.with_database(settings.database_url, "dagster")
         return DatabaseUrls(settings.database_url, dagster, embedded=False)
     server = embedded_postgres(settings)
     if start:
@@ -71,8 +80,12 @@ def locate(settings: Settings, *, start: bool = True) -> DatabaseUrls:
 
 
 def create_database(server_url: str, database: str) -> None:
-    """Create `database` on the server of `server_url` unless it exists; safe for many processes at once."""
-    with psycopg.connect(plain_url(server_url), autocommit=True, connect_timeout=10) as connection:
+    """Create `database` on the server of `server_url` unless it exists; safe for many processes at once.
+
+    Raises:
+        psycopg.Error: no connection could be made (`NoConnectionError`), or the role may not create databases.
+    """
+    with session(server_url, autocommit=True) as connection:
         if connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [database]).fetchone():
             return
         try:
@@ -81,51 +94,73 @@ def create_database(server_url: str, database: str) -> None:
             return  # another process was first; the race shows as either error
 
 
-def plain_url(url: str, database: str | None = None) -> str:
-    """Return `url` as libpq wants it, without a driver's name; with another database where one is named."""
-    # Edited as text: taken apart and put together again, encoded spaces and plus signs do not survive.
-    parts = urlsplit(url)._replace(scheme="postgresql")
-    if database is None:
-        return parts.geturl()
-    # A parameter of this name would win over the path.
-    options = "&".join(option for option in parts.query.split("&") if not option.startswith("dbname="))
-    return parts._replace(path=f"/{database}", query=options).geturl()
-
-
-def driver_url(url: str, driver: str) -> str:
-    """Return `url` for SQLAlchemy with the driver named: since 2.1 a bare URL no longer means psycopg2."""
-    return urlsplit(url)._replace(scheme=f"postgresql+{driver}").geturl()
-
-
-def connect(url: str, *, connect_timeout_seconds: float = 5.0, connections: int = 2) -> Engine:
-    """Return an engine for the scheduler's own database; nothing is connected yet.
+def session(url: str, *, autocommit: bool = False) -> psycopg.Connection[tuple[Any, ...]]:
+    """Return a connection of its own, for what is asked before there is an engine.
 
     Args:
-        url: a `postgresql://` URL.
-        connect_timeout_seconds: bound of one connection attempt; libpq takes whole seconds from 2 on.
-        connections: how many may be open at once.
+        url: a connection string as libpq reads it.
+        autocommit: whether each statement is a transaction.
+
+    Raises:
+        NoConnectionError: with the reason.
     """
-    address = make_url(driver_url(url, "psycopg"))
-    own_options = address.query.get("options", "")
-    return create_engine(
-        address,
+    parameters = {"connect_timeout": str(int(CONNECT_SECONDS))} | conninfo.parts_of(url)
+    parameters["client_encoding"] = conninfo.ENCODING
+    try:
+        return psycopg.connect(conninfo.joined(parameters), autocommit=autocommit)
+    except (psycopg.Error, UnicodeError) as exc:
+        failure = refusals.explained(exc, url)
+    # Outside of the handler: no text of the driver's comes along as its context.
+    raise failure
+
+
+def connect(url: str, *, connect_timeout_seconds: float = CONNECT_SECONDS, connections: int = 2) -> Engine:
+    """Return an engine for the scheduler's own database; nothing is connected yet.
+
+    A connection that cannot be made is raised as SQLAlchemy's error around a `NoConnectionError`.
+
+    Args:
+        url: a connection string as libpq reads it, a `postgresql://` URL or pairs of names and values.
+        connect_timeout_seconds: bound of one connection attempt where the string names none; libpq takes whole
+            seconds from 2 on.
+        connections: how many may be open at once.
+
+    Raises:
+        UserError: libpq cannot read the string.
+    """
+    usual = {
+        "fallback_application_name": "scenario-pipeline",
+        "connect_timeout": str(max(2, int(connect_timeout_seconds))),
+        # A peer that vanished without a word is noticed while a statement waits for its answer.
+        "keepalives_idle": "5",
+        "keepalives_interval": "5",
+        "keepalives_count": "3",
+        "tcp_user_timeout": "15000",
+    }
+    needed = {
+        # The last one counts: no option of the user's may let a policy hide rows.
+        "options": f"{conninfo.options_of(url)} {_SESSION_OPTIONS}".strip(),
+        "client_encoding": conninfo.ENCODING,
+    }
+    parameters = usual | conninfo.parts_of(url) | needed
+    engine = create_engine(
+        conninfo.shown_url(url),
         pool_size=connections,
         max_overflow=0,
         pool_timeout=connect_timeout_seconds,
-        connect_args={
-            # The last one counts: no option of the URL's may let a policy hide rows.
-            "options": f"{own_options} {_SESSION_OPTIONS}",
-            "application_name": "scenario-pipeline",
-            "connect_timeout": max(2, int(connect_timeout_seconds)),
-            # A peer that vanished without a word is noticed while a statement waits for its answer.
-            "keepalives_idle": 5,
-            "keepalives_interval": 5,
-            "keepalives_count": 3,
-            "tcp_user_timeout": 15_000,
-            # A generic plan knows nothing of the page's size and chooses a full scan.
-            "prepare_threshold": None,
-        },
+        # A generic plan knows nothing of the page's size and chooses a full scan; a pooler may lack what was prepared.
+        connect_args={**parameters, "prepare_threshold": None},
     )
+
+    def connect_or_explain(dialect: Any, _record: Any, arguments: Any, all_parameters: Any) -> Any:
+        try:
+            return dialect.connect(*arguments, **all_parameters)
+        except (psycopg.Error, UnicodeError) as exc:
+            failure = refusals.explained(exc, conninfo.joined(parameters))
+        raise failure
+
+    event.listen(engine, "do_connect", connect_or_explain)
+    return engine
 
 
 def _alembic_config() -> Config:
@@ -165,6 +200,8 @@ def upgrade_schema(connection: Connection) -> None:
     major = server_major(connection)
     if major < OLDEST_SERVER:
         raise UserError(f"The server is PostgreSQL {major}; version {OLDEST_SERVER} or newer is needed.", exit_status=1)
+    if server_encoding(connection) == NO_ENCODING:
+        raise UserError(f"{WRONG_ENCODING[0].upper()}{WRONG_ENCODING[1:]}: {ENCODING_REMEDY}.", exit_status=1)
     config = _alembic_config()
     current = schema_version(connection)
     if _is_newer(current):
@@ -185,6 +222,11 @@ def server_major(connection: Connection) -> int:
     return int(connection.execute(text("SHOW server_version_num")).scalar_one()) // 10_000
 
 
+def server_encoding(connection: Connection) -> str:
+    """Return the encoding of the database, by the name that Postgres gives it."""
+    return str(connection.execute(text("SHOW server_encoding")).scalar_one())
+
+
 def _is_newer(version: str | None) -> bool:
     known = {script.revision for script in ScriptDirectory.from_config(_alembic_config()).walk_revisions()}
     return version is not None and version not in known
@@ -200,28 +242,59 @@ def mismatch(version: str | None) -> str:
 
 
 def check_schema(connection: Connection) -> None:
-    """Refuse a database whose schema does not fit the code.
+    """Refuse a database whose encoding or schema does not fit the code.
 
     Raises:
-        SystemicError: with a sentence that names the command that mends it.
+        SystemicError: with a sentence that names the command that fixes it.
     """
+    if server_encoding(connection) == NO_ENCODING:
+        raise SystemicError(ErrorInfo(ErrorType.DATABASE, f"{WRONG_ENCODING}: {ENCODING_REMEDY}"))
     version = schema_version(connection)
     if version != code_version():
         raise SystemicError(ErrorInfo(ErrorType.DATABASE, mismatch(version)))
+
+
+@dataclass(frozen=True)
+class Unusable:
+    """Why a database cannot be used: one sentence with the name of its setting, and what helps; neither has the URL."""
+
+    sentence: str
+    remedy: str
+
+
+def why_unusable(engine: Engine, name: str) -> Unusable | None:
+    """Connect once; return why that failed, or None."""
+    try:
+        with engine.connect():
+            return None
+    except Exception as exc:  # noqa: BLE001 - the boundary to the user: any reason becomes one sentence
+        reason = classify(exc).error_message
+        remedy = remedy_of(exc, engine, name)
+    return Unusable(f"The database of {name} cannot be used: {reason}.", remedy or "check the URL and the server")
+
+
+def remedy_of(exc: BaseException, engine: Engine, name: str) -> str | None:
+    """Return what to do about a connection of `engine` that could not be made; `name` is the database's setting."""
+    original = exc.orig if isinstance(exc, DBAPIError) else exc
+    if not isinstance(original, NoConnectionError):
+        return None
+    url, address = engine.url, ""
+    # An unescaped slash in a password puts the rest of it into the name of the database, and its begin into the port.
+    if "@" not in (url.database or ""):
+        address = f"-h {shlex.quote(url.host)} " if url.host else ""
+        address += f"-p {url.port or 5432}"
+    return original.remedy.format(name=name, address=address)
 
 
 def reachable_or_explain(engine: Engine, name: str) -> None:
     """Connect once.
 
     Raises:
-        UserError: one sentence with the name of the setting and the reason, without the URL.
+        UserError: with the name of the setting, the reason and what helps, without the URL.
     """
-    try:
-        with engine.connect():
-            return
-    except Exception as exc:  # noqa: BLE001 - the boundary to the user: any reason becomes one sentence
-        reason = classify(exc).error_message
-    raise UserError(f"The database of {name} cannot be used: {reason}. Check the URL and the server.", exit_status=1)
+    unusable = why_unusable(engine, name)
+    if unusable is not None:
+        raise UserError(f"{unusable.sentence} What helps: {unusable.remedy}.", exit_status=1)
 
 
 def limit_statement_time(connection: Connection, seconds: float) -> None:

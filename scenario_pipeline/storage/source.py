@@ -12,6 +12,7 @@ from enum import Enum
 from hashlib import sha256
 from typing import Any
 
+from psycopg import postgres
 from sqlalchemy import (
     ARRAY,
     ColumnClause,
@@ -20,6 +21,7 @@ from sqlalchemy import (
     Date,
     FromClause,
     Integer,
+    Row,
     Text,
     Uuid,
     cast,
@@ -67,7 +69,9 @@ def access_of(connection: Connection) -> Access:
 _ACCESS = "scenario_access"
 # Some poolers drop what a session starts with, or hand on a session that somebody has changed.
 _OPTIONS_IGNORED = ErrorInfo(
-    ErrorType.DATABASE, "row_security is on in this session, which was started with off: connect to the server itself"
+    ErrorType.DATABASE,
+    "row_security is on in this session, which was started with off: "
+    "where a pooler has dropped the options of a session, run ALTER ROLE ... SET row_security = off",
 )
 # A mentor whom a view returns twice would be counted twice and told once.
 AMBIGUOUS = ErrorInfo(
@@ -85,15 +89,17 @@ def misfits(connection: Connection) -> Iterator[str]:
     """Yield one sentence for each view, and each column of one, that is missing or has another type than it must."""
     rows = connection.execute(
         text(
-            "SELECT c.relname, a.attname, format_type(a.atttypid, NULL) AS type FROM pg_class c "
+            "SELECT c.relname, a.attname, a.atttypid AS oid, CASE nspname WHEN 'pg_catalog' "
+            "THEN format_type(a.atttypid, NULL) ELSE nspname || '.' || typname END AS type FROM pg_class c "
             "JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped "
+            "JOIN pg_type t ON t.oid = a.atttypid JOIN pg_namespace n ON n.oid = typnamespace "
             "WHERE c.relnamespace = to_regnamespace(:schema) AND c.relname = ANY (:views)"
         ),
         {"schema": SCHEMA, "views": [view.name for view in source_metadata.tables.values()]},
     ).all()
-    found: dict[str, dict[str, str]] = {}
+    found: dict[str, dict[str, Row[Any]]] = {}
     for row in rows:
-        found.setdefault(row.relname, {})[row.attname] = row.type
+        found.setdefault(row.relname, {})[row.attname] = row
     for view in source_metadata.tables.values():
         if view.name not in found:
             yield f"the view {view.fullname} does not exist"
@@ -103,8 +109,9 @@ def misfits(connection: Connection) -> Iterator[str]:
             actual = found[view.name].get(wanted.name)
             if actual is None:
                 yield f"the view {view.fullname} has no column {wanted.name}, which must be {needed}"
-            elif actual != needed:
-                yield f"the column {wanted.name} of the view {view.fullname} is {actual}, and must be {needed}"
+            # By number: how a type's name is written depends on settings of the session and on its search path.
+            elif actual.oid != postgres.types[needed].oid:
+                yield f"the column {wanted.name} of the view {view.fullname} is {actual.type}, and must be {needed}"
 
 
 def check_views(connection: Connection) -> None:

@@ -13,15 +13,8 @@ from sqlalchemy import create_engine, text
 
 from scenario_pipeline.settings import PROJECT_FOLDER
 from scenario_pipeline.storage import embedded
-from scenario_pipeline.storage.database import driver_url
 from scenario_pipeline.storage.embedded import EmbeddedPostgres
-from scenario_pipeline_tests.support.embedded import (
-    STARTER,
-    as_root,
-    execute,
-    folder_of,
-    linux,
-)
+from scenario_pipeline_tests.support.embedded import STARTER, as_root, execute, folder_of, linux
 
 # The list is the library's; what is in no connection's parameters stands in its manual.
 VARIABLES = sorted(
@@ -45,7 +38,7 @@ def test_no_variable_of_libpq_keeps_us_from_our_server(
         url = running.url("postgres")
         reached[name] = []
         for driver in ("psycopg", "psycopg2"):
-            engine = create_engine(driver_url(url, driver))
+            engine = create_engine(url.replace("postgresql:", f"postgresql+{driver}:", 1))
             with engine.connect() as connection:
                 reached[name].append(tuple(connection.execute(text(WHO)).one()))
             engine.dispose()

@@ -12,13 +12,7 @@ import psycopg
 import pytest
 
 from scenario_pipeline.storage.embedded import EmbeddedPostgres
-from scenario_pipeline_tests.support.embedded import (
-    execute,
-    folder_of,
-    linux,
-    starter,
-    wait_until,
-)
+from scenario_pipeline_tests.support.embedded import execute, folder_of, linux, starter, wait_until
 
 CANARY = "kari.nordmann@example.org"
 

@@ -13,12 +13,7 @@ from scenario_pipeline.errors import UserError
 from scenario_pipeline.settings import PROJECT_FOLDER
 from scenario_pipeline.storage import embedded, postgres_tools
 from scenario_pipeline.storage.embedded import EmbeddedPostgres
-from scenario_pipeline_tests.support.embedded import (
-    STARTER,
-    as_root,
-    folder_of,
-    ordinary_user,
-)
+from scenario_pipeline_tests.support.embedded import STARTER, as_root, folder_of, ordinary_user
 
 
 @pytest.mark.parametrize("name", ["postgres", "new/home/postgres"])

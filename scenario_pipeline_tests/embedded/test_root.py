@@ -15,14 +15,7 @@ import pytest
 from scenario_pipeline.settings import PROJECT_FOLDER
 from scenario_pipeline.storage import postgres_tools
 from scenario_pipeline.storage.embedded import EmbeddedPostgres
-from scenario_pipeline_tests.support.embedded import (
-    STARTER,
-    as_root,
-    execute,
-    folder_of,
-    linux,
-    postmaster_of,
-)
+from scenario_pipeline_tests.support.embedded import STARTER, as_root, execute, folder_of, linux, postmaster_of
 
 # Says on stdout why it could not start.
 EXPLAINING_STARTER = (

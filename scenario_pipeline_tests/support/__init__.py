@@ -1,1 +1,1 @@
-"""What several test files share: people, runs, servers, checkers. No test is defined here."""
+"""What the tests share: people, runs, servers and checks."""

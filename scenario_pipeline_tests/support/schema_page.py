@@ -6,16 +6,16 @@ Belongs here: how a table is shown on the page. Does not belong here: what a col
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 from sqlalchemy import Column, Table
 from sqlalchemy.dialects import postgresql
 
 from scenario_pipeline.storage.tables import SCHEMA, metadata, source_metadata
+from scenario_pipeline_tests.support.project import PROJECT
 
 # Untyped in SQLAlchemy.
 _POSTGRES = postgresql.dialect()  # type: ignore[no-untyped-call]
-PAGE = Path(__file__).resolve().parent.parent.parent / "docs" / "reference" / "schema.md"
+PAGE = PROJECT / "docs" / "reference" / "schema.md"
 _HEAD = f"""# Schema
 
 The tables and views of the schema `{SCHEMA}`. This page is made of the comments on them, which `psql` shows too

@@ -30,12 +30,9 @@ from scenario_pipeline.storage import database
 from scenario_pipeline.storage.embedded import EmbeddedPostgres
 from scenario_pipeline.storage.roles import OWNER, SCHEDULER
 from scenario_pipeline.upgrade import upgrade
-from scenario_pipeline_tests import world
-from scenario_pipeline_tests.canaries import Canary, Found, files_below, leaks, process_titles, sessions_of, tables_of
 from scenario_pipeline_tests.deployment import (
     PASSWORD,
     PASSWORD_CORE,
-    PROJECT,
     Deployment,
     blocks,
     deploy,
@@ -43,6 +40,17 @@ from scenario_pipeline_tests.deployment import (
     page,
     sql,
 )
+from scenario_pipeline_tests.support.canaries import (
+    Canary,
+    Found,
+    files_below,
+    leaks,
+    process_titles,
+    sessions_of,
+    tables_of,
+)
+from scenario_pipeline_tests.support.people import mentor_id, organisation_id
+from scenario_pipeline_tests.support.project import PROJECT
 from scenario_pipeline_tests.system.conftest import Api, Up, free_port, wait_until
 
 pytestmark = pytest.mark.system
@@ -256,10 +264,10 @@ def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
         [upgrading] = re.findall(r"^\(.*db upgrade\)$", page("how-to/install"), flags=re.M)
         deployment.shell(upgrading)
         with psycopg.connect(server.url("scenario"), autocommit=True) as connection:
-            connection.execute(f"INSERT INTO scenario.organisations VALUES ('{world.organisation_id()}', 'One', 'UTC')")
+            connection.execute(f"INSERT INTO scenario.organisations VALUES ('{organisation_id()}', 'One', 'UTC')")
             connection.execute(
                 "INSERT INTO scenario.peer_mentors (id, organisation_id, status, full_name, joined_on) "
-                f"VALUES ('{world.mentor_id(1)}', '{world.organisation_id()}', 'active', 'Kari', current_date - 30)"
+                f"VALUES ('{mentor_id(1)}', '{organisation_id()}', 'active', 'Kari', current_date - 30)"
             )
         services = Services(deployment, server)
         try:
@@ -385,7 +393,7 @@ def test_services_neither_show_nor_print_nor_keep_a_secret(services: Services) -
     # The daemon may just have loaded the code anew, in vain; it does so once a minute.
     wait_until(lambda: launched(services)[1] == "SUCCESS", "runs succeed again", 180)
     now_shown = shown(services.api)
-    assert b"the database refused the connection" in now_shown[f"the log of {failed}"]
+    assert b"the server refused the password of this role" in now_shown[f"the log of {failed}"]
     assert b"local_artifact_storage" in now_shown["the page of the configuration"]
     assert b"python_file" in now_shown["code locations"] or b"module" in now_shown["code locations"]
     titles = b"".join(in_hand.values())

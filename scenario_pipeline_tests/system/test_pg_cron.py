@@ -13,8 +13,8 @@ from sqlalchemy import Engine
 from scenario_pipeline.defs.job import JOB_NAME
 from scenario_pipeline.storage import database
 from scenario_pipeline.upgrade import upgrade
-from scenario_pipeline_tests import world
 from scenario_pipeline_tests.support.definitions import definitions
+from scenario_pipeline_tests.support.people import insert_mentor, insert_organisation
 from scenario_pipeline_tests.system.conftest import wait_until
 
 pytestmark = pytest.mark.system
@@ -31,10 +31,10 @@ def engine(debian_url: str) -> Iterator[Engine]:
 def test_an_entry_of_pg_cron_becomes_a_run(
     engine: Engine, debian_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever has a pg_cron entry keeps it, and changes what it calls."""
+    """A site with a pg_cron entry keeps it, and changes what it calls."""
     with engine.begin() as connection:
-        world.insert_organisation(connection)
-        world.insert_mentor(connection)
+        insert_organisation(connection)
+        insert_mentor(connection)
     with psycopg.connect(debian_url, autocommit=True) as connection:
         connection.execute("CREATE EXTENSION pg_cron")
         connection.execute("SELECT cron.schedule('scheduler', '* * * * *', 'SELECT scenario.request_scheduler_run()')")

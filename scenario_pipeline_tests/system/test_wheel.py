@@ -15,8 +15,9 @@ from zipfile import ZipFile
 
 import pytest
 
-from scenario_pipeline_tests.system.conftest import PROJECT, Api, free_port, wait_until
-from scenario_pipeline_tests.test_scheduler_job import stranger_accepts
+from scenario_pipeline_tests.support.project import PROJECT
+from scenario_pipeline_tests.support.stranger import stranger_accepts
+from scenario_pipeline_tests.system.conftest import Api, free_port, wait_until
 
 pytestmark = pytest.mark.system
 

@@ -38,7 +38,9 @@ def examine_instance(settings: Settings) -> Iterator[Finding]:
     except Exception as exc:  # noqa: BLE001 - the boundary of a check: whatever it is, it is one finding
         failure = classify(exc)
         sentence = f"Dagster's database cannot be looked at: {failure.error_message}."
-        yield Finding(name, Status.UNKNOWN, sentence, "check SCENARIO_DAGSTER_DATABASE_URL and its role, with psql")
+        remedy = database.remedy_of(exc, engine, "SCENARIO_DAGSTER_DATABASE_URL")
+        remedy = remedy or "check SCENARIO_DAGSTER_DATABASE_URL and its role, with psql"
+        yield Finding(name, Status.UNKNOWN, sentence, remedy)
     finally:
         engine.dispose()
 

@@ -13,6 +13,7 @@ from dagster_postgres.utils import DagsterPostgresException
 from sqlalchemy import event
 from sqlalchemy.exc import SQLAlchemyError
 
+from scenario_pipeline import conninfo
 from scenario_pipeline.defs.dagster_private import ConfigurableClassData
 from scenario_pipeline.errors import ErrorInfo, ErrorType, SystemicError, UserError, classify
 from scenario_pipeline.settings import Settings
@@ -108,13 +109,12 @@ class InstanceStorage(DagsterPostgresStorage):
         """Find the database, creating it on the scheduler's own server if need be."""
         settings = Settings.from_environment()
         urls = database.locate(settings)
-        # dagster-postgres speaks psycopg2 only, and SQLAlchemy 2.1 no longer means it by a bare URL.
-        url = database.driver_url(urls.dagster, "psycopg2")
+        url = conninfo.psycopg2_url(urls.dagster)
         try:
             if settings.dagster_database_url is None and not urls.embedded:
                 database.create_database(urls.scenario, "dagster")
             # Asked here once: dagster-postgres would repeat for seconds what is answered at once.
-            with psycopg.connect(database.plain_url(urls.dagster), connect_timeout=5) as connection:
+            with database.session(urls.dagster) as connection:
                 is_anothers = connection.execute(_IS_ANOTHERS).fetchone() == (True,)
             if is_anothers:
                 raise UserError(_ANOTHERS, exit_status=1)
