@@ -51,11 +51,9 @@ class ErrorInfo:
     def is_about_a_row(self) -> bool:
         """Whether the database refused a value, so that other mentors of the page may still be evaluated.
 
-        True for SQLSTATE classes 22 (data exception), 21 (cardinality), 23502 and 23514 (not-null and check
-        violation) and P0001 (raised by a rule). Everything else is systemic (contract section 6).
+        What is not, by the table of SQLSTATEs in this module, is systemic (contract section 6).
         """
-        state = self.sqlstate or ""
-        return state[:2] in {"21", "22"} or state in {"23502", "23514", "P0001"}
+        return self.sqlstate is not None and _is_of_a_row(self.sqlstate)
 
     @property
     def is_worth_a_retry(self) -> bool:
@@ -94,11 +92,68 @@ class BudgetSpentError(Exception):
 # PostgreSQL's condition names stand in psycopg as class names: DivisionByZero -> division_by_zero.
 _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 _TIMEOUT_STATES = frozenset({"57014", "55P03", "25P03", "25P04"})
-_LOGIC_CLASSES = ("21", "22")
 # Classes whose primary message names objects of the schema and settings of the server, never a value of a row.
 _NO_VALUES = ("25", "40", "42", "53", "55", "57")
 _NETWORK_ERRNOS = frozenset({errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH})
-_LOGIC_STATES = frozenset({"P0001", "23502", "23514"})
+# Each class of SQLSTATEs in the PostgreSQL manual, appendix A, belongs to the run or to a row. The run's are those that
+# the state of the connection, server or schema causes for all mentors alike: to bisect for a missing table would report
+# every mentor as broken.
+CLASSES_OF_THE_RUN = {
+    "03": "SQL statement not yet complete: the connection is out of step",
+    "08": "connection",
+    "0B": "transaction initiation",
+    "0L": "a grantor without the right to grant",
+    "0P": "a role that is not there",
+    "25": "transaction state, its time-outs included",
+    "26": "a prepared statement that is not there, as behind a pooler",
+    "28": "authorization",
+    "2B": "dependent privileges",
+    "3B": "savepoints, which only the engine sets",
+    "3D": "a database that is not there",
+    "3F": "a schema that is not there",
+    "40": "rollback: deadlocks and serialization failures are repeated, others end the run",
+    "42": "syntax, rights and missing tables, columns or functions: a migration or a grant is missing",
+    "53": "resources of the server",
+    "55": "an object that is locked, in use or not ready",
+    "57": "an operator or a limit of time",
+    "58": "an error of the server's system",
+    "72": "a snapshot too old",
+    "F0": "a configuration file of the server",
+    "HV": "a foreign server",
+    "XX": "an internal error, or damage that must not hide among mentors",
+}
+# The engine's own statement raises these for a value only, or not at all: then a rule, a trigger, a view or a function
+# raised it for the row that it was called for.
+CLASSES_OF_A_ROW = {
+    "02": "no data; an error only where a rule raises it",
+    "09": "triggered action",
+    "0A": "a feature that a value asks for, such as an unknown part of a date",
+    "0F": "locator; only a rule raises it",
+    "0Z": "diagnostics asked for outside a handler",
+    "10": "an XPath expression that a value makes invalid",
+    "20": "CASE without a branch for a value",
+    "21": "a subquery with two rows for one mentor",
+    "22": "data exception",
+    "23": "constraints, also of tables that a trigger writes",
+    "24": "cursors, which only a function opens",
+    "27": "a trigger that changes the row it is called for",
+    "2D": "a function that ends the transaction",
+    "2F": "a function that a value leads astray, such as past its last RETURN",
+    "34": "a cursor that a function has not opened",
+    "38": "raised by a function in another language",
+    "39": "the protocol of triggers and functions, such as null for a strict one",
+    "44": "WITH CHECK OPTION of a view",
+    "45": "raised by a rule: the SQL standard's class for it",
+    "54": "limits of size, such as a key too large for an index or too deep a recursion",
+    "P0": "raised by PL/pgSQL",
+}
+# Only a value is read as a name while a statement runs: the engine's own names are fixed.
+_OF_A_ROW = frozenset({"42602", "42622"})
+
+
+def _is_of_a_row(state: str) -> bool:
+    """Whether a SQLSTATE belongs to a row; a class that the manual does not know is one that a rule made up."""
+    return state in _OF_A_ROW or state[:2] not in CLASSES_OF_THE_RUN
 
 
 def classify(exc: BaseException) -> ErrorInfo:
@@ -170,7 +225,7 @@ def _classify_driver_error(orig: BaseException | None, *, disconnected: bool) ->
         return ErrorInfo(ErrorType.TIMEOUT, sentence, state)
     if state.startswith(("08", "57P0")):
         return ErrorInfo(ErrorType.NETWORK, sentence, state)
-    if state[:2] in _LOGIC_CLASSES or state in _LOGIC_STATES:
+    if _is_of_a_row(state):
         return ErrorInfo(ErrorType.EVALUATION_LOGIC, sentence, state)
     return ErrorInfo(ErrorType.DATABASE, sentence, state)
 
