@@ -20,17 +20,18 @@ from scenario_pipeline.defs.assets import OWNERS
 from scenario_pipeline.defs.job import scenario_scheduler
 from scenario_pipeline.defs.liveness import running_invocation
 from scenario_pipeline.errors import UserError
+from scenario_pipeline.scenarios import Scenario, registry
 from scenario_pipeline.settings import Settings
 
 
-def checked_cron(cron: str) -> str:
-    """Return a cron expression that Dagster understands.
+def checked_cron(cron: str, name: str = "SCENARIO_CRON") -> str:
+    """Return a cron expression that Dagster understands; `name` says whose it is.
 
     Raises:
         UserError: it does not.
     """
     if not is_valid_cron_string(cron):
-        raise UserError("SCENARIO_CRON must be a cron expression of five fields such as 0 * * * *.")
+        raise UserError(f"{name} must be a cron expression of five fields such as 0 * * * *.")
     return cron
 
 
@@ -59,6 +60,19 @@ def _scheduled(
     return tick
 
 
+def _of_one(scenario: Scenario) -> ScheduleDefinition:
+    """Return the contingency for a scenario that costs more than the others: by itself, at an hour of its own."""
+    scenario_type = scenario.scenario_type
+    cron = scenario.cron or Settings.from_environment().cron
+    return _scheduled(
+        f"{scenario_type}_schedule",
+        checked_cron(cron, f"The cron of the scenario {scenario_type}"),
+        (scenario_type,),
+        on=False,
+        description=f"Evaluates {scenario_type} alone; meant for use instead of the schedule of all scenarios.",
+    )
+
+
 schedules = [
     _scheduled(
         "scenario_scheduler_schedule",
@@ -67,19 +81,5 @@ schedules = [
         on=True,
         description="Evaluates all scenarios for the current date.",
     ),
-    # The contingency for a scenario that costs more than the others: each by itself, at its own hour.
-    *(
-        _scheduled(
-            f"{scenario_type}_schedule",
-            cron,
-            (scenario_type,),
-            on=False,
-            description=f"Evaluates {scenario_type} alone; meant for use instead of the schedule of all scenarios.",
-        )
-        for scenario_type, cron in (
-            ("inactivity", "10 6 * * *"),
-            ("milestone", "20 * * * *"),
-            ("certification_expiry", "30 6 * * *"),
-        )
-    ),
+    *map(_of_one, registry().values()),
 ]
