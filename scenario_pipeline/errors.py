@@ -210,11 +210,14 @@ def _classify_driver_error(orig: BaseException | None, *, disconnected: bool) ->
         if disconnected or (type(orig).__name__ == "OperationalError" and _is_unreachable(orig)):
             return ErrorInfo(ErrorType.NETWORK, "the connection to the database was refused or lost")
         return ErrorInfo(ErrorType.DATABASE, "the database refused the connection or the statement")
-    name = _CAMEL.sub("_", type(orig).__name__).lower()
-    sentence = f"SQLSTATE {state} {name}"
+    sentence = f"SQLSTATE {state}"
+    # A state that a rule made up has the class of its whole family, whose name would say something else.
+    if type(orig).__module__.endswith(".errors"):
+        sentence += f" {_CAMEL.sub('_', type(orig).__name__).lower()}"
     diagnostic = getattr(orig, "diag", None)
-    if state.startswith(_NO_VALUES) and (reported := getattr(diagnostic, "message_primary", None)):
-        sentence += f": {reported}"
+    if state.startswith(_NO_VALUES) and not _is_of_a_row(state):
+        reported = getattr(diagnostic, "message_primary", None)
+        sentence += f": {reported}" if reported else ""
     for label, value in (
         ("constraint", getattr(diagnostic, "constraint_name", None)),
         ("table", getattr(diagnostic, "table_name", None)),
