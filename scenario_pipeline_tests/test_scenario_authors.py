@@ -72,7 +72,8 @@ def test_the_documented_test_of_a_scenario_passes_and_a_wrong_one_shows_both_sid
     assert "1 passed" in done.stdout
 
     broken = tmp_path / "acme_scenarios" / "anniversary.py"
-    broken.write_text(broken.read_text(encoding="utf-8").replace("func.max(threshold)", "func.max(threshold) + 1"))
+    rule = broken.read_text(encoding="utf-8")
+    broken.write_text(rule.replace("func.max(threshold)", "(func.max(threshold) + 1)"), encoding="utf-8")
     done = python(*pytest_here, folders=[tmp_path, PROJECT], cwd=tmp_path)
     assert done.returncode == 1
     for line in (
