@@ -15,6 +15,7 @@ import psycopg
 import sqlalchemy.exc
 
 from scenario_pipeline.failures import BudgetSpentError, ErrorInfo, ErrorType, SystemicError, UserError
+from scenario_pipeline.sqlstates import is_of_a_row
 
 __all__ = ["BudgetSpentError", "ErrorInfo", "ErrorType", "SystemicError", "UserError", "classify"]
 
@@ -36,11 +37,9 @@ class NoConnectionError(psycopg.OperationalError):
 # PostgreSQL's condition names stand in psycopg as class names: DivisionByZero -> division_by_zero.
 _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 _TIMEOUT_STATES = frozenset({"57014", "55P03", "25P03", "25P04"})
-_LOGIC_CLASSES = ("21", "22")
 # Classes whose primary message names objects of the schema and settings of the server, never a value of a row.
 _NO_VALUES = ("25", "40", "42", "53", "55", "57")
 _NETWORK_ERRNOS = frozenset({errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH})
-_LOGIC_STATES = frozenset({"P0001", "23502", "23514"})
 
 
 def classify(exc: BaseException) -> ErrorInfo:
@@ -99,12 +98,15 @@ def _classify_driver_error(orig: BaseException | None, *, disconnected: bool) ->
         if disconnected or (type(orig).__name__ == "OperationalError" and _is_unreachable(orig)):
             return ErrorInfo(ErrorType.NETWORK, "the connection to the database was refused or lost")
         return ErrorInfo(ErrorType.DATABASE, "the database refused the connection or the statement")
-    name = _CAMEL.sub("_", type(orig).__name__).lower()
-    sentence = f"SQLSTATE {state} {name}"
+    sentence = f"SQLSTATE {state}"
+    # A state that a rule made up has the class of its whole family, whose name would say something else.
+    if type(orig).__module__.endswith(".errors"):
+        sentence += f" {_CAMEL.sub('_', type(orig).__name__).lower()}"
     diagnostic = getattr(orig, "diag", None)
-    if state.startswith(_NO_VALUES) and (reported := getattr(diagnostic, "message_primary", None)):
-        sentence += f": {reported}"
-    elif state == "22P05":
+    if state.startswith(_NO_VALUES) and not is_of_a_row(state):
+        reported = getattr(diagnostic, "message_primary", None)
+        sentence += f": {reported}" if reported else ""
+    if state == "22P05":
         sentence += ": the encoding of the database has no place for a letter; use a database in UTF8"
     for label, value in (
         ("constraint", getattr(diagnostic, "constraint_name", None)),
@@ -116,7 +118,7 @@ def _classify_driver_error(orig: BaseException | None, *, disconnected: bool) ->
         return ErrorInfo(ErrorType.TIMEOUT, sentence, state)
     if state.startswith(("08", "57P0")):
         return ErrorInfo(ErrorType.NETWORK, sentence, state)
-    if state[:2] in _LOGIC_CLASSES or state in _LOGIC_STATES:
+    if is_of_a_row(state):
         return ErrorInfo(ErrorType.EVALUATION_LOGIC, sentence, state)
     return ErrorInfo(ErrorType.DATABASE, sentence, state)
 

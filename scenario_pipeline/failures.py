@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from scenario_pipeline.sanitiser import sanitise
+from scenario_pipeline.sqlstates import is_of_a_row
 
 
 class ErrorType(StrEnum):
@@ -43,11 +44,9 @@ class ErrorInfo:
     def is_about_a_row(self) -> bool:
         """Whether the database refused a value, so that other mentors of the page may still be evaluated.
 
-        True for SQLSTATE classes 22 (data exception), 21 (cardinality), 23502 and 23514 (not-null and check
-        violation) and P0001 (raised by a rule). Everything else is systemic (contract section 6).
+        What is not, by the tables of `sqlstates`, is systemic (contract section 6).
         """
-        state = self.sqlstate or ""
-        return state[:2] in {"21", "22"} or state in {"23502", "23514", "P0001"}
+        return self.sqlstate is not None and is_of_a_row(self.sqlstate)
 
     @property
     def is_worth_a_retry(self) -> bool:

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from scenario_pipeline.batch_stats import NO_ORGANISATION, BatchStats, OutcomeKey
@@ -140,6 +140,8 @@ class Evaluation:
         Raises:
             SQLAlchemyError: the failure is systemic; the caller's transaction is to be rolled back.
         """
+        # A constraint that waits for the commit would fail the page there, and not the mentor here.
+        self.connection.execute(text("SET CONSTRAINTS ALL IMMEDIATE"))
         parts, errors = [], []
         for outcome in self._bisect(self.mentor_ids):
             if isinstance(outcome, MentorError):

@@ -20,7 +20,7 @@ PACKAGE = PROJECT / "scenario_pipeline"
 # Imports run one way: a module may import from its own layer and those before it. A name stands for a module, or for a
 # package with all modules that no longer name stands for.
 LAYERS = [
-    {"limits", "sanitiser", "failures", "errors"},
+    {"limits", "sqlstates", "sanitiser", "failures", "errors"},
     {"conninfo", "settings", "batch_stats", "time_budget", "records"},
     {"log"},
     {"report", "log.logger"},
@@ -29,7 +29,7 @@ LAYERS = [
     {"storage.ledger", "storage.run_requests"},
     {"engines"},
     {"engines.http", "engines.service"},
-    {"invocation", "loading", "upgrade"},
+    {"invocation", "loading", "testing", "upgrade"},
     {"doctor"},
     {"defs", "defs.instance"},
     {"defs.resources"},
