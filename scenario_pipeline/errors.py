@@ -10,11 +10,13 @@ import errno
 import os
 import re
 import socket
+from typing import Any
 
 import psycopg
 import sqlalchemy.exc
 
 from scenario_pipeline.failures import BudgetSpentError, ErrorInfo, ErrorType, SystemicError, UserError
+from scenario_pipeline.sanitiser import sanitise
 from scenario_pipeline.sqlstates import is_of_a_row
 
 __all__ = ["BudgetSpentError", "ErrorInfo", "ErrorType", "SystemicError", "UserError", "classify"]
@@ -105,7 +107,7 @@ def _classify_driver_error(orig: BaseException | None, *, disconnected: bool) ->
     diagnostic = getattr(orig, "diag", None)
     if state.startswith(_NO_VALUES) and not is_of_a_row(state):
         reported = getattr(diagnostic, "message_primary", None)
-        sentence += f": {reported}" if reported else ""
+        sentence += f": {_trusted(diagnostic, reported)}" if reported else ""
     if state == "22P05":
         sentence += ": the encoding of the database has no place for a letter; use a database in UTF8"
     for label, value in (
@@ -113,7 +115,7 @@ def _classify_driver_error(orig: BaseException | None, *, disconnected: bool) ->
         ("table", getattr(diagnostic, "table_name", None)),
     ):
         if value:
-            sentence += f", {label} {value}"
+            sentence += f", {label} {_trusted(diagnostic, value)}"
     if state in _TIMEOUT_STATES:
         return ErrorInfo(ErrorType.TIMEOUT, sentence, state)
     if state.startswith(("08", "57P0")):
@@ -121,6 +123,24 @@ def _classify_driver_error(orig: BaseException | None, *, disconnected: bool) ->
     if is_of_a_row(state):
         return ErrorInfo(ErrorType.EVALUATION_LOGIC, sentence, state)
     return ErrorInfo(ErrorType.DATABASE, sentence, state)
+
+
+# Files of the server's source whose messages name objects of the catalog, settings and time limits. A rule or a trigger
+# can put anything into the same fields; then the file is that of its language (`pl_exec.c` for PL/pgSQL).
+_FILES_WITH_NAMES_ONLY = frozenset(
+    f"{name}.c"
+    for name in (
+        *("aclchk", "dependency", "execExprInterp", "execIndexing", "execMain", "functioncmds", "lmgr", "namespace"),
+        *("nbtinsert", "parse_func", "parse_oper", "parse_relation", "parse_target", "parse_type", "postgres"),
+        *("postinit", "proc", "ri_triggers", "rls", "rowsecurity", "tablecmds"),
+    )
+)
+
+
+def _trusted(diagnostic: Any, text: str) -> str:
+    """Return what the server itself said, as it is; what a rule may have said, sanitised."""
+    file = (getattr(diagnostic, "source_file", None) or "").rpartition("/")[2]
+    return text if file in _FILES_WITH_NAMES_ONLY else sanitise(text)
 
 
 def _is_unreachable(orig: BaseException | None) -> bool:

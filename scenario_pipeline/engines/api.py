@@ -19,6 +19,7 @@ from pydantic import UUID4, BaseModel, ConfigDict, FailFast, Field, ValidationEr
 
 from scenario_pipeline.errors import ErrorInfo, ErrorType
 from scenario_pipeline.log.vocabulary import UUID4_PATTERN, Name, Reason
+from scenario_pipeline.sanitiser import sanitise
 from scenario_pipeline.settings import MAX_ENGINE_CHUNK_SIZE
 
 EVALUATIONS_PATH = "/v1/evaluations"
@@ -61,7 +62,8 @@ class RemoteError(BaseModel):
         """Return it as our own value: an unknown type is `evaluation_logic_error`, the message is sanitised."""
         known = self.error_type in {kind.value for kind in ErrorType}
         kind = ErrorType(self.error_type) if known else ErrorType.EVALUATION_LOGIC
-        return ErrorInfo(kind, self.error_message or "the trigger engine gave no reason")
+        message = sanitise(self.error_message) if self.error_message else "the trigger engine gave no reason"
+        return ErrorInfo(kind, message)
 
 
 class MentorResult(BaseModel):
