@@ -50,7 +50,7 @@ class EvaluationRequest(BaseModel):
 
 
 class RemoteError(BaseModel):
-    """An error as an engine tells it."""
+    """An error as an engine reports it."""
 
     model_config = _SHAPE
 
@@ -108,7 +108,7 @@ class Verdict(Enum):
 
 
 def verdict_of(status: int) -> Verdict:
-    """Tell what any number in the place of a status code says."""
+    """Return what any number in the place of a status code says."""
     match status:
         case 200:
             return Verdict.ANSWERED
@@ -116,7 +116,7 @@ def verdict_of(status: int) -> Verdict:
             return Verdict.CONTENT
         case 408 | 504:
             return Verdict.TIMED_OUT
-        # Another request with the same key, or for the same mentors, is in hand.
+        # Another request with the same key, or for the same mentors, is in flight.
         case 409 | 423 | 425:
             return Verdict.CONFLICT
         case 429:
@@ -132,7 +132,7 @@ class CallFailure:
     """Why a call brought no results, and what may be done about it.
 
     Attributes:
-        info: what is told.
+        info: what is reported.
         fails_run: whether every other call would fail alike.
         splits: whether the mentors of the chunk are to be asked about in halves.
         retries: whether the same call may succeed later.
@@ -157,7 +157,7 @@ def timed_out(message: str) -> CallFailure:
 
 
 def failure_of(status: int, headers: Mapping[str, str], body: bytes | bytearray, now: datetime) -> CallFailure:
-    """Tell what went wrong with a call that was answered with something else than results.
+    """Return what went wrong with a call whose answer held no results.
 
     Args:
         status: any status code; 200 where the body was not what it should be.

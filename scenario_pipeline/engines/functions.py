@@ -1,6 +1,6 @@
 """Scenario selects as SECURITY DEFINER functions, for a scheduler that row-level security holds back.
 
-Belongs here: making these functions from the selects, and telling whether they are this release's. Does not belong
+Belongs here: making these functions from the selects, and comparing them with this release's. Does not belong
 here: calling them in a page's statement (`engines.statement`).
 """
 

@@ -27,7 +27,7 @@ from scenario_pipeline.time_budget import TimeBudget
 # How often a page's transaction is begun before a deadlock, or a commit without an answer, fails the run.
 MAX_ATTEMPTS = 4
 # How long it may take to learn what became of a commit.
-SETTLING_SECONDS = 2.0
+OUTCOME_SECONDS = 2.0
 # A match can lose a race to each of a few writers; one that loses again and again meets no writer but an old row.
 MAX_LOST_RACES = 5
 # A timeout this close to the deadline is the budget's own, despite the rounding to milliseconds.
@@ -49,7 +49,7 @@ class SqlTriggerEngine:
     """Evaluates pages in the database that holds the mentors.
 
     Attributes:
-        database: engine on the scheduler's own database.
+        database: pool of connections to the scheduler's own database.
     """
 
     database: Engine
@@ -65,7 +65,7 @@ class SqlTriggerEngine:
             try:
                 with self.database.connect() as connection, connection.begin() as transaction:
                     # What became of a commit may be asked for beyond the budget, and nothing else may.
-                    at_least = SETTLING_SECONDS if uncertain else 0
+                    at_least = OUTCOME_SECONDS if uncertain else 0
                     limit_statement_time(connection, max(budget.remaining_seconds, at_least))
                     result = self._evaluate_in(connection, page, invocation_id, budget)
                     committing = True
@@ -73,7 +73,7 @@ class SqlTriggerEngine:
                 return result
             except SQLAlchemyError as exc:
                 failure = classify(exc)
-                # A lost connection during the commit leaves its outcome open: asking again settles it.
+                # A lost connection during the commit leaves its outcome open: asking again shows it.
                 uncertain = committing and isinstance(exc, DBAPIError) and exc.connection_invalidated
             if is_budgets_own(failure, budget):
                 raise BudgetSpentError

@@ -81,7 +81,7 @@ def decision_statement(scenario_types: tuple[str, ...], access: Access, by_mento
         or_(sent.c.dedup_key == due.c.dedup_key, sent.c.evaluation_date == evaluation_date),
     )
     reason = case(
-        # Whoever may have opted out is not sent anything.
+        # A mentor who may have opted out is sent nothing.
         (page.c.notifications_opt_out.is_not(False), "opted_out"),
         (is_duplicate, "duplicate"),
         # A notification dated after the evaluation date holds as well: the distance is negative.

@@ -29,7 +29,7 @@ from scenario_pipeline.log.logger import utc_now
 
 CONNECT_SECONDS = 5.0
 BACKOFF_SECONDS = 0.25
-# How long after the budget's end it may take to learn what became of the requests in hand. With the second that the
+# How long after the budget's end it may take to learn what became of the requests in flight. With the second that the
 # first page may take although the budget is spent, this stays below the two that a run may last longer.
 LAST_ASK_SECONDS = 0.75
 CLOSING_SECONDS = 1.0
@@ -63,7 +63,7 @@ class _Loop(asyncio.SelectorEventLoop):
     async def getaddrinfo(self, host: Any, port: Any, **options: Any) -> Any:
         found: asyncio.Future[Any] = self.create_future()
 
-        def settle(value: Any, exc: Exception | None) -> None:
+        def finish(value: Any, exc: Exception | None) -> None:
             if not found.done():
                 found.set_result(value) if exc is None else found.set_exception(exc)
 
@@ -71,10 +71,10 @@ class _Loop(asyncio.SelectorEventLoop):
             value, failure = None, None
             try:
                 value = socket.getaddrinfo(host, port, **options)
-            except Exception as exc:  # noqa: BLE001 - whatever it is belongs to whoever asked
+            except Exception as exc:  # noqa: BLE001 - whatever it is, it is the caller's to handle
                 failure = exc
             with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
-                self.call_soon_threadsafe(settle, value, failure)
+                self.call_soon_threadsafe(finish, value, failure)
 
         threading.Thread(target=resolve, daemon=True).start()
         return await found
@@ -166,7 +166,7 @@ def health_failure(url: str, *, trust_proxy: bool) -> ErrorInfo | None:
     try:
         with httpx.Client(verify=_certificates(), trust_env=trust_proxy, timeout=CONNECT_SECONDS) as client:
             response = client.get(f"{url}{HEALTH_PATH}")
-    except Exception as exc:  # noqa: BLE001 - whatever it is, it is told by its class
+    except Exception as exc:  # noqa: BLE001 - whatever it is, it is reported by its class
         return failure_of_exception(exc).info
     if response.status_code == httpx.codes.OK:
         return None
@@ -202,7 +202,7 @@ async def bounded_body(response: httpx.Response, mentors: int) -> bytearray:
 
 
 def failure_of_exception(exc: Exception) -> CallFailure:
-    """Tell by its class what an exception of the client says; its text may quote the URL or the remote side."""
+    """Classify an exception of the client; its text may quote the URL or the remote side, and is not used."""
     match exc:
         case httpx.ConnectTimeout():
             return timed_out("the trigger engine accepted no connection in time")
