@@ -1,6 +1,6 @@
 """Starts and stops the server of the trigger engine.
 
-Belongs here: who may start it, the socket, signals; uvicorn is imported here alone. Does not belong here: routes
+Belongs here: who may start it, signals. Does not belong here: connections (`engines.service.connections`), or routes
 (`engines.service.app`).
 """
 
@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 
-import uvicorn
 from sqlalchemy import Engine
 
-from scenario_pipeline.engines.service.app import NOT_IN_A_RUN, REQUEST_SECONDS, EngineService
+from scenario_pipeline.engines.service.app import NOT_IN_A_RUN, EngineService
+from scenario_pipeline.engines.service.connections import make_server
 from scenario_pipeline.errors import UserError
 from scenario_pipeline.log.logger import StructuredLogger
 from scenario_pipeline.log.vocabulary import EngineStarted, EngineStopped
@@ -47,26 +46,11 @@ def serve(database: Engine, listener: socket.socket, token: str | None, on_ready
     """
     logger = StructuredLogger().bind(**NOT_IN_A_RUN)
     service = EngineService(database, token, logger)
-    app = service.app()
     port = listener.getsockname()[1]
-
-    @asynccontextmanager
-    async def lifespan(_app: object) -> AsyncIterator[None]:
-        logger.emit(EngineStarted(port, token is not None))
-        yield
-        logger.emit(EngineStopped(service.requests))
-
-    app.router.lifespan_context = lifespan
-    server = uvicorn.Server(
-        uvicorn.Config(
-            app,
-            access_log=False,
-            log_config=None,
-            # stdout holds events only, and a stack trace may quote anything.
-            log_level="critical",
-            timeout_graceful_shutdown=int(REQUEST_SECONDS),
-            server_header=False,
-        )
+    server = make_server(
+        service,
+        on_start=lambda: logger.emit(EngineStarted(port, token is not None)),
+        on_stop=lambda: logger.emit(EngineStopped(service.requests)),
     )
     # uvicorn takes signals only while it runs, and raises them once more afterwards for the previous handler. It
     # handles them from now on, so that none is lost in between.
