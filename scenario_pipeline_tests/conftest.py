@@ -16,13 +16,13 @@ from typing import Any
 
 import psycopg
 import pytest
-import uvicorn
 from dagster import DagsterInstance, DagsterRunStatus, ExecuteInProcessResult
 from sqlalchemy import Engine, make_url, text
 
 from scenario_pipeline.definitions import defs
 from scenario_pipeline.defs.job import JOB_NAME
 from scenario_pipeline.engines.service.app import CONNECTIONS, EngineService
+from scenario_pipeline.engines.service.connections import make_server
 from scenario_pipeline.loading.merge import import_folder
 from scenario_pipeline.storage import database
 from scenario_pipeline.storage.embedded import EmbeddedPostgres
@@ -244,8 +244,7 @@ def run_job(
 def serving(engine_service: EngineService) -> Iterator[str]:
     """Serve on a free port of this machine; yield the base URL."""
     listener = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(engine_service.app(), log_config=None, log_level="critical", access_log=False)
-    server = uvicorn.Server(config)
+    server = make_server(engine_service)
     thread = threading.Thread(target=server.run, args=([listener],))
     thread.start()
     try:

@@ -46,6 +46,7 @@ LAYERS = [
         "engines.service",
         "engines.service.replies",
         "engines.service.app",
+        "engines.service.connections",
         "engines.service.server",
     },
     {
@@ -128,7 +129,7 @@ def test_imports_run_one_way() -> None:
         ("httpx", ("engines.http.client",)),
         ("psutil", ("doctor.environment",)),
         ("fastapi", ("engines.service.app",)),
-        ("uvicorn", ("engines.service.server",)),
+        ("uvicorn", ("engines.service.connections",)),
     ],
 )
 def test_a_library_is_imported_in_its_drawer_only(library: str, drawers: tuple[str, ...]) -> None:
