@@ -208,3 +208,59 @@ def test_a_client_that_is_answered_keeps_its_connection_when_it_is_full(served: 
         assert is_well(served)
         held.rollback()
         assert status_of(received(client)) == 200
+
+
+# Headers that two readers may read in two ways
+
+
+def evaluation(*headers: str, body: bytes = b"{}") -> bytes:
+    usual = {
+        "Authorization": f"Bearer {TOKEN}",
+        "Idempotency-Key": "k",
+        "Content-Type": "application/json",
+        "Content-Length": str(len(body)),
+    }
+    # Named anew, a header takes the place of the usual one.
+    given = {header.split(":", 1)[0].lower() for header in headers}
+    kept = (f"{name}: {value}" for name, value in usual.items() if name.lower() not in given)
+    return raw_request(body, *kept, *headers)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        pytest.param(("Authorization: Bearer wrong", f"Authorization: Bearer {TOKEN}"), id="wrong and right token"),
+        pytest.param((f"Authorization: Bearer {TOKEN}", "authorization: Bearer wrong"), id="right and wrong token"),
+        pytest.param((f"Authorization: Bearer {TOKEN}", f"Authorization: Bearer {TOKEN}"), id="the token twice"),
+        pytest.param(("Idempotency-Key: a", "Idempotency-Key: b"), id="two keys"),
+        pytest.param(("Content-Type: application/json", "Content-Type: text/plain"), id="two content types"),
+        pytest.param(("Scenario-Time-Left-Ms: 1000", "Scenario-Time-Left-Ms: 60000"), id="two times left"),
+        pytest.param(("Content-Length: 2", "Content-Length: 3"), id="two lengths"),
+        pytest.param(("Content-Length: 2, 3",), id="a list of lengths"),
+        pytest.param(("Content-Length: +2",), id="a signed length"),
+        pytest.param(("Content-Length: 2", "Transfer-Encoding: chunked"), id="a length and an encoding"),
+        pytest.param(("Transfer-Encoding: chunked", "Transfer-Encoding: identity"), id="two encodings"),
+        pytest.param(("Transfer-Encoding: xchunked",), id="an unknown encoding"),
+        pytest.param(("Transfer-Encoding : chunked",), id="a blank before the colon"),
+        pytest.param(("Host: other",), id="two hosts"),
+        pytest.param(("X: a\x00b",), id="a NUL"),
+        pytest.param(("X: a\rb",), id="a bare carriage return"),
+        pytest.param(("X\xe5: b",), id="a name outside of ASCII"),
+    ],
+)
+def test_a_request_that_can_be_read_in_two_ways_is_refused(
+    served: str, engine: Engine, headers: tuple[str, ...]
+) -> None:
+    """A proxy that reads the other header lets a stranger in, or takes a part of one request for the next one."""
+    body = json.dumps(a_request(quiet_mentors(engine, 1))).encode()
+    answer = exchange(served, evaluation(*headers, body=body))
+    assert (status_of(answer), answer.count(b"HTTP/1.1")) == (400, 1)
+    assert world.sent(engine) == []
+    assert is_well(served)
+
+
+def test_a_folded_header_is_one_value(served: str, engine: Engine) -> None:
+    """RFC 9112 lets a server take a fold for a blank; it must not take it for the end of the value."""
+    body = json.dumps(a_request(quiet_mentors(engine, 1))).encode()
+    assert status_of(exchange(served, evaluation("Authorization: Bearer\r\n wrong", body=body))) == 401
+    assert status_of(exchange(served, evaluation(f"Authorization: Bearer\r\n {TOKEN}", body=body))) == 200

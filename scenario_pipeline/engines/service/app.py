@@ -28,6 +28,7 @@ from starlette.requests import ClientDisconnect
 from scenario_pipeline.engines.api import (
     EVALUATIONS_PATH,
     HEALTH_PATH,
+    TIME_LEFT_HEADER,
     ErrorReply,
     EvaluationReply,
     EvaluationRequest,
@@ -54,8 +55,17 @@ NOT_IN_A_RUN = dict.fromkeys(
     ("invocation_id", "dagster_run_id", "dagster_job_name", "dagster_step_key", "dagster_partition_key")
 )
 _BEARER = HTTPBearer(auto_error=False)
+_SINGLE_HEADERS = (
+    b"host",
+    b"authorization",
+    b"content-type",
+    b"content-length",
+    b"transfer-encoding",
+    b"idempotency-key",
+    TIME_LEFT_HEADER.lower().encode(),
+)
 _STATUSES = {
-    400: "The body is no JSON of the agreed shape.",
+    400: "The body is no JSON of the agreed shape, or a header is repeated.",
     401: "The bearer token is missing or wrong.",
     404: "There is no such path.",
     405: "The path has no such method.",
@@ -77,6 +87,15 @@ def _request_body() -> dict[str, Any]:
     schema = EvaluationRequest.model_json_schema()
     schema["properties"]["scenario_types"]["items"]["enum"] = list(registry())
     return {"required": True, "content": {"application/json": {"schema": schema}}}
+
+
+def _refuse_repeats(request: Request) -> None:
+    """Refuse headers of which a proxy may have read the one and the service the other."""
+    names = [name for name, _ in request.headers.raw]
+    if any(names.count(name) > 1 for name in _SINGLE_HEADERS):
+        raise refused(400, "a header is repeated that may be sent only once")
+    if b"content-length" in names and b"transfer-encoding" in names:
+        raise refused(400, "the request has a content length and a transfer encoding")
 
 
 def _digits(value: object) -> object:
@@ -136,13 +155,14 @@ class EngineService:
             redoc_url=None,
             # A redirect would be made of whatever host the caller named.
             redirect_slashes=False,
-            responses=_documented(404, 405, 500),
+            dependencies=[Depends(_refuse_repeats)],
+            responses=_documented(400, 404, 405, 500),
         )
         app.post(
             EVALUATIONS_PATH,
             name="evaluate",
             dependencies=[Depends(self._authorise)],
-            responses=_documented(400, 401, 408, 413, 415, 422, 503, 504),
+            responses=_documented(401, 408, 413, 415, 422, 503, 504),
             openapi_extra={"requestBody": _request_body()},
             response_model=EvaluationReply,
         )(self._answer_evaluation)
