@@ -6,6 +6,7 @@ Belongs here: URLs, engines, migrations, the version check. Does not belong here
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -134,6 +135,7 @@ def _alembic_config() -> Config:
     return config
 
 
+@cache
 def code_version() -> str:
     """Return the newest schema version that this code knows."""
     head = ScriptDirectory.from_config(_alembic_config()).get_current_head()

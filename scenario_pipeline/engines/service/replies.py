@@ -21,7 +21,7 @@ from scenario_pipeline.engines.sql import Evaluation
 from scenario_pipeline.errors import BudgetSpentError, ErrorInfo, ErrorType, SystemicError
 from scenario_pipeline.records import Page, PageResult, RunOrder
 from scenario_pipeline.storage import source
-from scenario_pipeline.storage.database import limit_statement_time
+from scenario_pipeline.storage.database import check_schema, limit_statement_time
 from scenario_pipeline.storage.tables import trigger_engine_replies
 from scenario_pipeline.time_budget import TimeBudget
 
@@ -66,7 +66,8 @@ def reply_to(
 
     Raises:
         BudgetSpentError: the budget ended first.
-        RefusedError: the key was used for another request, or its first reply was just removed.
+        RefusedError: the schema is another one, the key was used for another request, or its first reply was just
+            removed.
         SystemicError: the source has a mentor twice.
         SQLAlchemyError: the database failed.
     """
@@ -74,6 +75,7 @@ def reply_to(
     fingerprint = hashlib.sha256(asked.model_dump_json().encode()).hexdigest()
     with database.begin() as connection:
         _limit(connection, budget)
+        _require_schema(connection, asked)
         # A second request with the same key waits here until the first has ended, however that goes.
         claimed = connection.execute(
             insert(table)
@@ -100,6 +102,14 @@ def reply_to(
         if budget.is_spent:
             raise BudgetSpentError
         return answer, False
+
+
+def _require_schema(connection: Connection, asked: EvaluationRequest) -> None:
+    """Refuse to work on a database that was upgraded, or exchanged, since the service was started."""
+    try:
+        check_schema(connection)
+    except SystemicError as exc:
+        raise RefusedError(503, exc.info, str(asked.invocation_id)) from None
 
 
 def _first_reply(connection: Connection, idempotency_key: str, fingerprint: str) -> dict[str, Any]:
