@@ -24,6 +24,7 @@ from typing import Any, TypeVar
 import httpx
 
 from scenario_pipeline.engines.api import HEALTH_PATH, CallFailure, failure_of, max_reply_bytes, timed_out, unreachable
+from scenario_pipeline.engines.http.breaker import Breaker
 from scenario_pipeline.errors import ErrorInfo, ErrorType, classify
 from scenario_pipeline.log.logger import utc_now
 
@@ -85,9 +86,7 @@ class RemoteEngine:
 
     def __init__(self, options: RemoteOptions) -> None:
         self.options = options
-        self.answers = 0
-        self.failures_in_a_row = 0
-        self.welcome_at = 0.0
+        self.breaker = Breaker(self.is_well, options.backoff_seconds)
         self._loop: _Loop | None = None
         self._thread: threading.Thread | None = None
         self.client: httpx.AsyncClient
@@ -105,6 +104,18 @@ class RemoteEngine:
         """Call a function on the loop, soon."""
         if self._loop is not None:
             self._loop.call_soon_threadsafe(function)
+
+    async def is_well(self) -> bool:
+        """Ask the engine for its health; any reply that is no failure and asks for no pause will do."""
+        try:
+            async with (
+                asyncio.timeout(CONNECT_SECONDS),
+                self.client.stream("GET", f"{self.options.url}{HEALTH_PATH}") as response,
+            ):
+                return response.status_code < 500 and response.status_code != httpx.codes.TOO_MANY_REQUESTS
+        except Exception as exc:  # noqa: BLE001 - whatever it is, the engine did not say that it is well
+            # A wrong certificate will not change: the next call reports it.
+            return any(isinstance(cause, ssl.SSLCertVerificationError) for cause in _causes(exc))
 
     def _make_client(self) -> httpx.AsyncClient:
         token = self.options.token

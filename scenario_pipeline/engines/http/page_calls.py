@@ -1,14 +1,14 @@
 """All calls for one page of the `http` trigger engine (contract section 6).
 
-Belongs here: chunks, deadlines, retries and the breaker. Does not belong here: connections (`engines.http.client`),
-what an answer means (`engines.api`), or what the replies add up to (`engines.http.tally`).
+Belongs here: chunks, deadlines and retries. Does not belong here: connections (`engines.http.client`), what an answer
+means (`engines.api`), whether to call at all (`engines.http.breaker`), or what the replies add up to
+(`engines.http.tally`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import random
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,6 +25,7 @@ from scenario_pipeline.engines.api import (
     read_reply,
     verdict_of,
 )
+from scenario_pipeline.engines.http.breaker import backoff
 from scenario_pipeline.engines.http.client import (
     LAST_ASK_SECONDS,
     CallFailedError,
@@ -42,7 +43,8 @@ from scenario_pipeline.records import Page, PageResult
 CALL_SECONDS = 30.0
 # How often a chunk is asked about before it is given up.
 MAX_CALLS = 3
-# After this many calls in a row without an answer the engine is down; more than `MAX_CALLS` of a single chunk.
+# After this many calls in a row without an answer, the engine answers nothing although it is well; more than
+# `MAX_CALLS` of a single chunk.
 BREAKER_CALLS = 10
 _UNANSWERED = ErrorInfo(ErrorType.TIMEOUT, "the trigger engine did not answer within the time budget")
 
@@ -55,7 +57,8 @@ class _Chunk:
         part: its number within the page, and which half of a half: `3`, `3.1`, `3.1.2`.
         mentor_ids: in the order of the page.
         is_sent: whether it was sent at least once.
-        attempts: how often it was sent in vain; a refusal with a pause is no attempt.
+        attempts: how often it was sent in vain; a refusal with a pause is no attempt, nor is a call during an outage.
+        answers_before: how often the engine had answered anything when its attempts began.
         last_failure: why the latest call failed.
     """
 
@@ -63,6 +66,7 @@ class _Chunk:
     mentor_ids: tuple[str, ...]
     is_sent: bool = False
     attempts: int = 0
+    answers_before: int = 0
     last_failure: CallFailure | None = None
 
     def halves(self) -> tuple[_Chunk, _Chunk]:
@@ -101,7 +105,7 @@ class PageCalls:
         logger: StructuredLogger,
     ) -> None:
         self.page, self.invocation_id = page, invocation_id
-        self._remote, self._logger = remote, logger
+        self._remote, self._breaker, self._logger = remote, remote.breaker, logger
         size = remote.options.chunk_size
         starts = range(0, len(page.mentor_ids), size)
         self._waiting = deque(_Chunk(str(n), page.mentor_ids[i : i + size]) for n, i in enumerate(starts, start=1))
@@ -121,6 +125,9 @@ class PageCalls:
         except TimeoutError:
             pass
         self._deadline = None
+        if self._breaker.is_down:
+            # It was asked for its health until now.
+            self._not_answering(self._silence())
         if self._in_flight and self._failure is None:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LAST_ASK_SECONDS), asyncio.TaskGroup() as workers:
@@ -146,7 +153,7 @@ class PageCalls:
 
     async def _ask(self, chunk: _Chunk) -> None:
         """Get a chunk in flight counted, if need be in halves until the mentors concerned are alone."""
-        answers_before = self._remote.answers
+        chunk.answers_before = self._breaker.answers
         try:
             reply = await self._call_repeatedly(chunk)
         except CallFailedError as exc:
@@ -156,7 +163,7 @@ class PageCalls:
             return
         del self._in_flight[chunk.part]
         if not failure.splits:
-            self._give_up(chunk, answers_before)
+            self._give_up(chunk)
         elif len(chunk.mentor_ids) == 1:
             self._tally.add_errors(chunk.mentor_ids, failure.info)
         else:
@@ -170,9 +177,9 @@ class PageCalls:
         del self._in_flight[chunk.part]
         self._tally.add_reply(chunk.mentor_ids, reply)
 
-    def _give_up(self, chunk: _Chunk, answers_before: int) -> None:
+    def _give_up(self, chunk: _Chunk) -> None:
         """Tell a chunk that the engine cannot answer from an engine that answers nothing."""
-        if self._failure is None and self._remote.answers > answers_before:
+        if self._failure is None and self._breaker.answers > chunk.answers_before:
             self._tally.add_errors(chunk.mentor_ids, chunk.error)
         else:
             self._without_answer.append(chunk)
@@ -213,16 +220,15 @@ class PageCalls:
         return (failure.retry_after_seconds or 0.0) < self._seconds_left()
 
     def _seconds_left(self) -> float:
-        """How long the calls of this page may still take; nothing once it ended, but for the last ask."""
+        """Return how long the calls of this page may still take; 0 once the time is over, also for the last ask."""
         ends_at = self._deadline.when() if self._deadline is not None else None
         return 0.0 if ends_at is None else ends_at - asyncio.get_running_loop().time()
 
     def _pause(self, failure: CallFailure, repetition: int) -> float:
-        """Return how many seconds to wait: what the engine asks for, else twice as long each time, with some chance."""
+        """Return how many seconds to wait: what the engine asks for, else longer each time."""
         if failure.retry_after_seconds is not None:
             return failure.retry_after_seconds
-        first = self._remote.options.backoff_seconds
-        return first * 2.0**repetition + random.uniform(0, first)
+        return backoff(self._remote.options.backoff_seconds, repetition)
 
     async def _call(self, chunk: _Chunk) -> EvaluationReply:
         """Call once, and record for the breaker whether the engine answered at all.
@@ -230,9 +236,10 @@ class PageCalls:
         Raises:
             CallFailedError: there are no results; nothing else is raised but a cancellation.
         """
-        loop = asyncio.get_running_loop()
-        while (wait := self._remote.welcome_at - loop.time()) > 0:
-            await asyncio.sleep(wait)
+        # Before a chunk is given up, the engine must have said that it is well.
+        is_last = self._deadline is not None and chunk.attempts == MAX_CALLS - 1
+        if await self._breaker.admit(asks_for_health=is_last):
+            chunk.attempts, chunk.answers_before = 0, self._breaker.answers
         try:
             reply = await self._post(chunk)
         except CallFailedError as exc:
@@ -252,25 +259,28 @@ class PageCalls:
             self._heard()
         elif 0 < pause < self._seconds_left():
             # An engine that asks for a pause is not down, and is not to be called meanwhile.
-            welcome_at = asyncio.get_running_loop().time() + pause
-            self._remote.welcome_at = max(self._remote.welcome_at, welcome_at)
+            self._breaker.pause(pause)
         else:
             self._not_heard(failure.info)
 
     def _heard(self) -> None:
         """The engine is up: what it did not answer before is about those chunks, and not about the run."""
-        self._remote.answers += 1
-        self._remote.failures_in_a_row = 0
+        self._breaker.heard()
         if self._failure is None:
             for chunk in self._without_answer:
                 self._tally.add_errors(chunk.mentor_ids, chunk.error)
             self._without_answer.clear()
 
     def _not_heard(self, info: ErrorInfo) -> None:
-        self._remote.failures_in_a_row += 1
-        # Each request in flight may meet the same bad moment, so at least one must have been repeated in vain.
-        if self._remote.failures_in_a_row >= max(BREAKER_CALLS, 2 * self._remote.options.concurrency):
+        self._breaker.not_heard()
+        # Each request in flight may fail twice in an outage; its third call comes after a question for health.
+        if self._breaker.failures_in_a_row >= max(BREAKER_CALLS, 3 * self._remote.options.concurrency):
             self._not_answering(info)
+
+    def _silence(self) -> ErrorInfo:
+        """Return why the latest calls brought nothing."""
+        failures = [chunk.last_failure for chunk in (*self._in_flight.values(), *self._without_answer)]
+        return next((failure.info for failure in failures if failure is not None), _UNANSWERED)
 
     def _not_answering(self, info: ErrorInfo) -> None:
         self._fail(ErrorInfo(info.error_type, f"the trigger engine does not answer: {info.error_message}"))
@@ -303,7 +313,7 @@ class PageCalls:
                     content=self._message(chunk),
                     headers={
                         "Idempotency-Key": f"{self.invocation_id}:{self.page.number}:{chunk.part}",
-                        # What is not committed by then is to be rolled back: nobody would count it.
+                        # The engine rolls back what it has not committed by then: nobody would count it.
                         TIME_LEFT_HEADER: str(int(1000 * seconds)),
                     },
                 ) as response,
