@@ -39,6 +39,7 @@ LAYERS = [
     {"engines", "engines.statement", "engines.functions", "engines.source_check", "engines.sql", "engines.api"},
     {
         "engines.http",
+        "engines.http.breaker",
         "engines.http.client",
         "engines.http.tally",
         "engines.http.page_calls",
