@@ -23,7 +23,7 @@ from scenario_pipeline.settings import MAX_ENGINE_CHUNK_SIZE
 
 EVALUATIONS_PATH = "/v1/evaluations"
 HEALTH_PATH = "/v1/health"
-# How long the caller waits for the answer: what is not committed by then would be in no total.
+# How long the caller waits for the answer: work committed later would be in no total.
 TIME_LEFT_HEADER = "Scenario-Time-Left-Ms"
 MAX_REPLY_BYTES = 10 * 1024 * 1024
 # Brackets and commas of a reply: its values in memory are many times as large as `[],[],[]` is on the wire.
@@ -133,8 +133,8 @@ class CallFailure:
 
     Attributes:
         info: what is reported.
-        fails_run: whether every other call would fail alike.
-        splits: whether the mentors of the chunk are to be asked about in halves.
+        fails_run: whether every other call would fail the same way.
+        splits: whether to ask about the mentors of the chunk in halves.
         retries: whether the same call may succeed later.
         retry_after_seconds: how long the engine wants to be left alone; None if it does not say.
     """

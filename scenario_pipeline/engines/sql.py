@@ -59,12 +59,12 @@ class SqlTriggerEngine:
         uncertain = False
         for attempt in range(1, MAX_ATTEMPTS + 1):
             committing = False
-            # Whether a page was committed is asked even when there is no time left to evaluate it again.
+            # The outcome of a commit is asked for even when no time is left to evaluate the page again.
             if budget.is_spent and not uncertain:
                 raise BudgetSpentError
             try:
                 with self.database.connect() as connection, connection.begin() as transaction:
-                    # What became of a commit may be asked for beyond the budget, and nothing else may.
+                    # After the budget's end, only the outcome of a commit may be asked for.
                     at_least = OUTCOME_SECONDS if uncertain else 0
                     limit_statement_time(connection, max(budget.remaining_seconds, at_least))
                     result = self._evaluate_in(connection, page, invocation_id, budget)

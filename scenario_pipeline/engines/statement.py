@@ -211,7 +211,7 @@ def _matches(
     """Select the matches of one scenario: user_id, threshold, crossed_on, dedup_key."""
     if access is Access.FUNCTIONS:
         return source.called(function_name(name), "found", MATCH_COLUMNS, mentor_ids, evaluation_date)
-    # Without a name of its own: a scenario may be called as something else in the statement is.
+    # It gets no name: the scenario's own might be that of another part of the statement.
     return registry()[name].matches(page, own_configuration(name, configuration), evaluation_date).subquery()
 
 

@@ -104,5 +104,5 @@ class HttpTriggerEngine:
         raise SystemicError(failure)
 
     def close(self) -> None:
-        """Close the connections; waits for nothing that does not end within `CLOSING_SECONDS`."""
+        """Close the connections; this takes about `CLOSING_SECONDS` at most."""
         self._remote.close()
