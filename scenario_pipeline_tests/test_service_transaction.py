@@ -6,12 +6,21 @@ what is due (`test_engine_service`).
 
 from __future__ import annotations
 
-import pytest
-from sqlalchemy import Engine, text
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
 
+import pytest
+from sqlalchemy import Connection, Engine, event, text
+
+from scenario_pipeline.engines.service.app import CONNECTIONS, EngineService
 from scenario_pipeline.storage import database
 from scenario_pipeline_tests import world
+from scenario_pipeline_tests.conftest import TOKEN, serving
 from scenario_pipeline_tests.test_engine_service import a_request, post, quiet_mentors
+from scenario_pipeline_tests.world import Log
 
 
 def set_version(engine: Engine, version: str) -> None:
@@ -40,3 +49,99 @@ def test_a_service_whose_schema_is_gone_does_not_evaluate(served: str, engine: E
         connection.execute(text("DROP TABLE scenario.alembic_version"))
     assert post(served, asked).status_code == 503
     assert world.sent(engine) == []
+
+
+# The ledger of the run, where it is in the same database
+
+
+def open_run(engine: Engine) -> str:
+    invocation_id = world.new_invocation_id()
+    with engine.begin() as connection:
+        world.open_run(connection, world.make_request(), invocation_id)
+    return invocation_id
+
+
+CLOSE = text(
+    "UPDATE scenario.scheduler_runs SET status = 'partial', finished_at = now(), remaining_unprocessed_count = 0 "
+    "WHERE invocation_id = :id AND status = 'running'"
+)
+
+
+def close_run(connection: Connection, invocation_id: str) -> None:
+    assert connection.execute(CLOSE, {"id": invocation_id}).rowcount == 1
+
+
+@pytest.mark.parametrize("dispatch_mode", ["live", "dry_run"])
+def test_nothing_is_done_for_a_run_that_is_closed(served: str, engine: Engine, dispatch_mode: str) -> None:
+    """Seven people got a message, and the run that asked for them had been closed with none."""
+    asked = a_request(quiet_mentors(engine, 2), invocation_id=open_run(engine), dispatch_mode=dispatch_mode)
+    first = post(served, asked, key="early")
+    with engine.begin() as connection:
+        close_run(connection, asked["invocation_id"])
+    before = world.sent(engine)
+    late = post(served, asked, key="late")
+    assert (first.status_code, late.status_code) == (200, 409)
+    assert late.json()["error"] == {
+        "error_type": "evaluation_logic_error",
+        "error_message": "the run is closed: nothing was done for this request",
+    }
+    assert world.sent(engine) == before
+    # What was done is still told.
+    assert post(served, asked, key="early").json() == first.json()
+
+
+def test_a_request_that_meets_the_closing_of_its_run_waits_for_how_that_ends(served: str, engine: Engine) -> None:
+    """Either the closing counts the notification, or there is none."""
+    ids = quiet_mentors(engine, 2)
+    for is_closed, mentor_id in zip([False, True], ids, strict=True):
+        asked = a_request([mentor_id], invocation_id=open_run(engine))
+        with ThreadPoolExecutor(1) as pool, engine.connect() as closing:
+            close_run(closing, asked["invocation_id"])
+            reply = pool.submit(post, served, asked, mentor_id)
+            world.wait_until_blocked(engine, 1)
+            closing.commit() if is_closed else closing.rollback()
+            assert reply.result().status_code == (409 if is_closed else 200)
+    assert [row[0] for row in world.sent(engine)] == ids[:1]
+
+
+@contextmanager
+def standing_still_before_the_commit(pool: Engine) -> Iterator[threading.Event]:
+    """Let a service stop for a while between its last statement and its commit; yield what lets it go on."""
+    go_on = threading.Event()
+
+    def stop(_connection: Any) -> None:
+        assert go_on.wait(60)
+
+    event.listen(pool, "commit", stop)
+    try:
+        yield go_on
+    finally:
+        go_on.set()
+        event.remove(pool, "commit", stop)
+
+
+def test_a_service_that_stands_still_before_its_commit_does_not_hold_up_the_closing(
+    scheduler_url: str, engine: Engine
+) -> None:
+    """A container that was frozen in the middle of a request kept the run open, and committed after its log ended."""
+    asked = a_request(quiet_mentors(engine, 2), invocation_id=open_run(engine))
+    pool = database.connect(scheduler_url, connections=CONNECTIONS)
+    with serving(EngineService(pool, TOKEN, Log().logger(""))) as url, ThreadPoolExecutor(1) as clients:
+        with standing_still_before_the_commit(pool) as go_on:
+            reply = clients.submit(post, url, asked)
+            world.wait_until(lambda: holds_a_run(engine), "the request is about to commit")
+            with engine.begin() as connection:
+                connection.execute(text("SET LOCAL lock_timeout = '30s'"))
+                close_run(connection, asked["invocation_id"])
+            go_on.set()
+            assert reply.result().status_code == 504
+        assert world.sent(engine) == []
+        assert post(url, asked).status_code == 409
+    pool.dispose()
+
+
+def holds_a_run(engine: Engine) -> bool:
+    """Whether a row of the ledger is locked."""
+    with engine.begin() as connection:
+        free = connection.execute(text("SELECT 1 FROM scenario.scheduler_runs FOR UPDATE SKIP LOCKED")).all()
+    return not free

@@ -70,6 +70,7 @@ _STATUSES = {
     404: "There is no such path.",
     405: "The path has no such method.",
     408: "The request was not sent in time.",
+    409: "The run is closed; nothing was done for the request.",
     413: "The body is larger than 1 MiB.",
     415: "The body is not declared as application/json.",
     422: "A header is not as described, the key was used for another request, or a scenario is not installed.",
@@ -162,7 +163,7 @@ class EngineService:
             EVALUATIONS_PATH,
             name="evaluate",
             dependencies=[Depends(self._authorise)],
-            responses=_documented(401, 408, 413, 415, 422, 503, 504),
+            responses=_documented(401, 408, 409, 413, 415, 422, 503, 504),
             openapi_extra={"requestBody": _request_body()},
             response_model=EvaluationReply,
         )(self._answer_evaluation)

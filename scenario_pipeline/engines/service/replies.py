@@ -22,13 +22,15 @@ from scenario_pipeline.errors import BudgetSpentError, ErrorInfo, ErrorType, Sys
 from scenario_pipeline.records import Page, PageResult, RunOrder
 from scenario_pipeline.storage import source
 from scenario_pipeline.storage.database import check_schema, limit_statement_time
-from scenario_pipeline.storage.tables import trigger_engine_replies
+from scenario_pipeline.storage.tables import scheduler_runs, trigger_engine_replies
 from scenario_pipeline.time_budget import TimeBudget
 
 # A reply is needed for as long as its run may ask again, which is at most a day.
 REPLIES_KEPT = timedelta(days=7)
 # Each request adds one reply and removes up to ten old ones: the table cannot outgrow a week's requests.
 REPLIES_REMOVED = 10
+# How long a commit may be overdue; less than the closing of a run waits for it.
+STANDSTILL_MS = "700"
 
 
 class RefusedError(Exception):
@@ -66,8 +68,8 @@ def reply_to(
 
     Raises:
         BudgetSpentError: the budget ended first.
-        RefusedError: the schema is another one, the key was used for another request, or its first reply was just
-            removed.
+        RefusedError: the schema is another one, the key was used for another request, its first reply was just
+            removed, or the run is closed.
         SystemicError: the source has a mentor twice.
         SQLAlchemyError: the database failed.
     """
@@ -98,6 +100,7 @@ def reply_to(
         _limit(connection, budget)
         connection.execute(update(table).where(table.c.idempotency_key == idempotency_key).values(reply=answer))
         remove_old_replies(connection)
+        _hold_open(connection, asked)
         # The caller has stopped waiting, and counts these mentors as not reached.
         if budget.is_spent:
             raise BudgetSpentError
@@ -110,6 +113,24 @@ def _require_schema(connection: Connection, asked: EvaluationRequest) -> None:
         check_schema(connection)
     except SystemicError as exc:
         raise RefusedError(503, exc.info, str(asked.invocation_id)) from None
+
+
+def _hold_open(connection: Connection, asked: EvaluationRequest) -> None:
+    """Keep the run from being closed until the commit, if its ledger is in this database.
+
+    Closing counts what was committed, and waits for the lock. It comes last, so that no evaluation holds up a closing.
+
+    Raises:
+        RefusedError: the run is closed, so that nobody would count this reply.
+    """
+    # If this process stands still now, Postgres ends the transaction rather than let the closing wait.
+    connection.execute(select(func.set_config("idle_in_transaction_session_timeout", STANDSTILL_MS, True)))
+    runs = scheduler_runs
+    own_run = select(runs.c.status).where(runs.c.invocation_id == str(asked.invocation_id))
+    status = connection.execute(own_run.with_for_update(read=True)).scalar_one_or_none()
+    if status not in (None, "running"):
+        info = ErrorInfo(ErrorType.EVALUATION_LOGIC, "the run is closed: nothing was done for this request")
+        raise RefusedError(409, info, str(asked.invocation_id))
 
 
 def _first_reply(connection: Connection, idempotency_key: str, fingerprint: str) -> dict[str, Any]:
