@@ -5,14 +5,19 @@ Belongs here: outages, and what a run makes of them. Does not belong here: singl
 
 from __future__ import annotations
 
+import json
 import socket
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, text
 
 from scenario_pipeline.engines.http.page_calls import MAX_CALLS
 from scenario_pipeline.errors import ErrorType
+from scenario_pipeline_tests import world
+from scenario_pipeline_tests.conftest import TOKEN
+from scenario_pipeline_tests.test_engine_service import quiet_mentors, the_command
 from scenario_pipeline_tests.test_http_engine import (
     Asked,
     ScriptedServer,
@@ -30,11 +35,22 @@ ABSENCE = 8
 
 
 class AbsentEngine:
-    """An engine that goes away with a certain call, and comes back after it was asked for its health often enough."""
+    """An engine that goes away with a certain call, and comes back after it was asked for its health often enough.
 
-    def __init__(self, *, leaves_at: int, absence: int = ABSENCE, reports: bytes | None = None) -> None:
+    It loses the calls in `stumbles_at` although it is well.
+    """
+
+    def __init__(
+        self,
+        *,
+        leaves_at: int,
+        absence: int = ABSENCE,
+        reports: bytes | None = None,
+        stumbles_at: tuple[int, ...] = (),
+    ) -> None:
         self.calls_in_vain = self.questions = 0
         self._leaves_at, self._absence, self._reports = leaves_at, absence, reports
+        self._stumbles_at = stumbles_at
         self._calls = 0
         self._lock = threading.Lock()
 
@@ -43,14 +59,16 @@ class AbsentEngine:
             self._calls += 1
             is_away = self._calls >= self._leaves_at and self.questions < self._absence
             self.calls_in_vain += is_away
-        if not is_away:
+            is_lost = is_away or self._calls in self._stumbles_at
+        if not is_lost:
             well(asked, connection)
 
     def health(self, connection: socket.socket) -> None:
         with self._lock:
-            self.questions += 1
-            is_back = self.questions >= self._absence
-        if is_back:
+            is_away = self._calls >= self._leaves_at
+            self.questions += is_away
+            is_well = not is_away or self.questions >= self._absence
+        if is_well:
             send(connection, b'{"status": "ok"}')
         elif self._reports is not None:
             connection.sendall(self._reports)
@@ -80,6 +98,21 @@ def test_the_smallest_run_waits_too(engine: Engine) -> None:
     """One mentor is one chunk of three calls, which were over before any restart."""
     nobody_due(engine, 1)
     with served_by(AbsentEngine(leaves_at=1)) as server:
+        ran = run(engine, server.url, budget=60)
+    assert (ran.report.status, ran.errors, ran.report.stats.total_evaluated) == ("completed", {}, 1)
+
+
+@pytest.mark.parametrize(
+    ("leaves_at", "stumbles_at"),
+    [
+        pytest.param(MAX_CALLS, (1, 2), id="with the last attempt"),
+        pytest.param(1, (3, 4), id="and stumbles when it is back"),
+    ],
+)
+def test_calls_during_an_outage_are_no_attempts(leaves_at: int, stumbles_at: tuple[int, ...], engine: Engine) -> None:
+    """A mentor is an error of the run only if the engine failed them while it was well."""
+    nobody_due(engine, 1)
+    with served_by(AbsentEngine(leaves_at=leaves_at, stumbles_at=stumbles_at)) as server:
         ran = run(engine, server.url, budget=60)
     assert (ran.report.status, ran.errors, ran.report.stats.total_evaluated) == ("completed", {}, 1)
 
@@ -176,4 +209,26 @@ def test_a_health_that_never_comes_ends_with_the_budget(engine: Engine) -> None:
         server.health = lambda connection: never(Asked({}, {}), connection)
         ran = run(engine, server.url, budget=1.0)
     assert ran.report.stats.total_evaluated == 0
+    consistent(engine)
+
+
+def test_the_projects_own_engine_may_be_killed_in_the_middle_of_a_run(scheduler_url: str, engine: Engine) -> None:
+    """It takes seconds to come back; everybody is notified once, and counted."""
+    ids = quiet_mentors(engine, 9)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    settings = {"SCENARIO_DATABASE_URL": scheduler_url, "SCENARIO_ENGINE_TOKEN": TOKEN}
+    with ThreadPoolExecutor(1) as pool:
+        with the_command("--port", port, **settings) as killed, engine.connect() as holds:
+            assert killed.stdout is not None
+            assert json.loads(killed.stdout.readline())["event"] == "trigger_engine_started"
+            holds.execute(text("LOCK TABLE scenario.scenario_notifications IN ACCESS EXCLUSIVE MODE"))
+            running = pool.submit(run, engine, f"http://127.0.0.1:{port}", budget=60, backoff_seconds=0.25)
+            world.wait_until_blocked(engine, 2)
+            killed.kill()
+            killed.wait()
+        with the_command("--port", port, **settings):
+            ran = running.result()
+    assert (ran.report.status, ran.errors, ran.report.stats.total_evaluated) == ("completed", {}, len(ids))
+    assert ran.report.stats.total_dispatched == len(world.sent(engine)) == len(ids) - 1
     consistent(engine)

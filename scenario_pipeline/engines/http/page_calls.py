@@ -179,6 +179,9 @@ class PageCalls:
 
     def _give_up(self, chunk: _Chunk) -> None:
         """Tell a chunk that the engine cannot answer from an engine that answers nothing."""
+        # Each request in flight may meet the same bad moment, so at least one more must have failed.
+        if self._breaker.failures_in_a_row >= max(BREAKER_CALLS, 2 * self._remote.options.concurrency):
+            self._not_answering(chunk.error)
         if self._failure is None and self._breaker.answers > chunk.answers_before:
             self._tally.add_errors(chunk.mentor_ids, chunk.error)
         else:
@@ -202,33 +205,40 @@ class PageCalls:
             try:
                 return await self._call(chunk)
             except CallFailedError as exc:
-                if not self._is_worth_a_retry(chunk, exc.failure):
-                    raise
                 failure = exc.failure
-            pause = self._pause(failure, repetition)
+                if not self._may_be_repeated(failure):
+                    raise
+                if chunk.attempts >= MAX_CALLS and not await self._was_away(chunk, asks_for_health=True):
+                    raise
             repetition += 1
             self._logger.emit(
                 EngineCallRetried(
                     self.page.number, chunk.part, repetition, failure.info.error_type, failure.info.error_message
                 )
             )
-            await asyncio.sleep(pause)
+            await asyncio.sleep(self._pause(chunk, failure))
 
-    def _is_worth_a_retry(self, chunk: _Chunk, failure: CallFailure) -> bool:
-        if not failure.retries or self._failure is not None or chunk.attempts >= MAX_CALLS:
-            return False
-        return (failure.retry_after_seconds or 0.0) < self._seconds_left()
+    def _may_be_repeated(self, failure: CallFailure) -> bool:
+        pause = failure.retry_after_seconds or 0.0
+        return failure.retries and self._failure is None and pause < self._seconds_left()
+
+    async def _was_away(self, chunk: _Chunk, *, asks_for_health: bool) -> bool:
+        """Wait until the engine may be called; return whether it was away, so that the attempts begin anew."""
+        was_away = await self._breaker.admit(asks_for_health=asks_for_health)
+        if was_away:
+            chunk.attempts, chunk.answers_before = 0, self._breaker.answers
+        return was_away
 
     def _seconds_left(self) -> float:
         """Return how long the calls of this page may still take; 0 once the time is over, also for the last ask."""
         ends_at = self._deadline.when() if self._deadline is not None else None
         return 0.0 if ends_at is None else ends_at - asyncio.get_running_loop().time()
 
-    def _pause(self, failure: CallFailure, repetition: int) -> float:
+    def _pause(self, chunk: _Chunk, failure: CallFailure) -> float:
         """Return how many seconds to wait: what the engine asks for, else longer each time."""
         if failure.retry_after_seconds is not None:
             return failure.retry_after_seconds
-        return backoff(self._remote.options.backoff_seconds, repetition)
+        return backoff(self._remote.options.backoff_seconds, max(0, chunk.attempts - 1))
 
     async def _call(self, chunk: _Chunk) -> EvaluationReply:
         """Call once, and record for the breaker whether the engine answered at all.
@@ -236,10 +246,9 @@ class PageCalls:
         Raises:
             CallFailedError: there are no results; nothing else is raised but a cancellation.
         """
-        # Before a chunk is given up, the engine must have said that it is well.
+        # Before the last attempt and after it, the engine must have said that it is well.
         is_last = self._deadline is not None and chunk.attempts == MAX_CALLS - 1
-        if await self._breaker.admit(asks_for_health=is_last):
-            chunk.attempts, chunk.answers_before = 0, self._breaker.answers
+        await self._was_away(chunk, asks_for_health=is_last)
         try:
             reply = await self._post(chunk)
         except CallFailedError as exc:
@@ -261,7 +270,7 @@ class PageCalls:
             # An engine that asks for a pause is not down, and is not to be called meanwhile.
             self._breaker.pause(pause)
         else:
-            self._not_heard(failure.info)
+            self._breaker.not_heard()
 
     def _heard(self) -> None:
         """The engine is up: what it did not answer before is about those chunks, and not about the run."""
@@ -270,12 +279,6 @@ class PageCalls:
             for chunk in self._without_answer:
                 self._tally.add_errors(chunk.mentor_ids, chunk.error)
             self._without_answer.clear()
-
-    def _not_heard(self, info: ErrorInfo) -> None:
-        self._breaker.not_heard()
-        # Each request in flight may fail twice in an outage; its third call comes after a question for health.
-        if self._breaker.failures_in_a_row >= max(BREAKER_CALLS, 3 * self._remote.options.concurrency):
-            self._not_answering(info)
 
     def _silence(self) -> ErrorInfo:
         """Return why the latest calls brought nothing."""
