@@ -49,7 +49,12 @@ def measure(mentors: int, pairs: int) -> None:
             with load_instance(settings) as instance:
                 for turn in range(pairs + 1):
                     started = time.perf_counter()
-                    execute(instance, {"dispatch_mode": "dry_run"}, evaluation_date=today, on_page=lambda _pages: None)
+                    execute(
+                        instance,
+                        {"dispatch_mode": "dry_run"},
+                        evaluation_date=today,
+                        on_page=lambda _done, _total: None,
+                    )
                     between = time.perf_counter()
                     with engine.connect() as connection:
                         ids = connection.execute(

@@ -44,12 +44,11 @@ def rate(trigger_engine: TriggerEngine, engine: Engine, mentor_ids: tuple[str, .
     """Evaluate one page of all mentors in an invocation of its own; return mentors a second."""
     invocation_id = str(uuid.uuid4())
     with engine.begin() as connection:
-        open_invocation(connection, request, invocation_id, started_at=datetime.now(UTC), parent_invocation_id=None)
+        open_invocation(connection, request, invocation_id, parent_invocation_id=None)
     logger = StructuredLogger(LineSink(os.open(os.devnull, os.O_WRONLY)))
     started = time.perf_counter()
-    result = trigger_engine.evaluate_page(
-        Page(1, mentor_ids, request), invocation_id, TimeBudget.start(request.time_budget_seconds), logger
-    )
+    budget = TimeBudget.start(request.time_budget_seconds)
+    result = trigger_engine.evaluate_page(request, Page(1, mentor_ids), invocation_id, budget, logger)
     seconds = time.perf_counter() - started
     if result.stats.total_evaluated != len(mentor_ids):
         raise SystemExit(f"only {result.stats.total_evaluated} of {len(mentor_ids)} were evaluated")

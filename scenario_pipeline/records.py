@@ -12,12 +12,14 @@ from datetime import date
 from typing import Literal
 
 from scenario_pipeline.batch_stats import BatchStats
-from scenario_pipeline.errors import ErrorInfo
+from scenario_pipeline.failures import ErrorInfo, UserError
 
 DispatchMode = Literal["live", "dry_run"]
 DISPATCH_MODES = ("auto", "live", "dry_run")
 # `auto` sends for today and, at most, the three days before (contract section 4).
 LIVE_DAYS = 3
+# The start of the cooldown window of a mentor's first notification (contract section 4).
+FIRST_WINDOW = date(1970, 1, 1)
 
 
 @dataclass(frozen=True)
@@ -59,13 +61,11 @@ class Page:
     Attributes:
         number: 1 for the first page.
         mentor_ids: in the order of evaluation.
-        order: what the invocation is to do, so that a step can run in any process.
         planned_by: the invocation that made the list: a re-execution from failure evaluates pages of its parent.
     """
 
     number: int
     mentor_ids: tuple[str, ...]
-    order: RunOrder
     planned_by: str | None = None
 
 
@@ -132,15 +132,40 @@ def resolve_dispatch_mode(mode: str, evaluation_date: date, today: date) -> Disp
         mode: `auto`, `live` or `dry_run`.
         evaluation_date: the date to evaluate.
         today: the current date in the configured time zone.
+
+    Raises:
+        UserError: `live` for a date that cannot be sent for.
     """
     match mode:
         case "live":
+            check_live_date(evaluation_date, today)
             return "live"
         case "dry_run":
             return "dry_run"
         case _:
             age = (today - evaluation_date).days
             return "live" if 0 <= age <= LIVE_DAYS else "dry_run"
+
+
+def check_live_date(evaluation_date: date, today: date) -> None:
+    """Refuse to send for a date after today, or for one that the start of all cooldowns leaves no room for.
+
+    A notification dated after today would keep its mentor in cooldown until then. `FIRST_WINDOW` stands for "no
+    notification before", so nothing can be dated up to it (contract section 4).
+
+    Raises:
+        UserError: with a sentence that names the way out.
+    """
+    if evaluation_date > today:
+        raise UserError(
+            f"A live run for {evaluation_date}, which is after today ({today}), is refused: "
+            "choose the dispatch mode dry_run, or wait for that date."
+        )
+    if evaluation_date <= FIRST_WINDOW:
+        raise UserError(
+            f"A live run for {evaluation_date} is refused: notifications begin after {FIRST_WINDOW}; "
+            "choose the dispatch mode dry_run, or a later date."
+        )
 
 
 def choose_page_size(requested: int | None, mentors: int) -> int:
@@ -153,10 +178,10 @@ def choose_page_size(requested: int | None, mentors: int) -> int:
     return max(1000, -(-mentors // 64))
 
 
-def paginate(mentor_ids: Sequence[str], order: RunOrder) -> list[Page]:
-    """Cut the mentors into pages, in their order."""
-    size = choose_page_size(order.page_size, len(mentor_ids))
+def paginate(mentor_ids: Sequence[str], page_size: int | None, *, planned_by: str | None = None) -> list[Page]:
+    """Cut the mentors into pages, in their order; no page size lets it grow with the number of mentors."""
+    size = choose_page_size(page_size, len(mentor_ids))
     return [
-        Page(start // size + 1, tuple(mentor_ids[start : start + size]), order)
+        Page(start // size + 1, tuple(mentor_ids[start : start + size]), planned_by)
         for start in range(0, len(mentor_ids), size)
     ]

@@ -6,15 +6,17 @@ Belongs here: names, defaults and bounds of the variables. Does not belong here:
 from __future__ import annotations
 
 import os
+import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import date, datetime
+from functools import cache
 from ipaddress import ip_address
 from pathlib import Path
 from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
 
-from scenario_pipeline.errors import UserError
+from scenario_pipeline.failures import UserError
 
 DEFAULT_TIME_BUDGET_SECONDS = 30.0
 MAX_TIME_BUDGET_SECONDS = 86_400.0
@@ -25,8 +27,9 @@ DEFAULT_ENGINE_CONCURRENCY, MAX_ENGINE_CONCURRENCY = 4, 64
 DEFAULT_ENGINE_CHUNK_SIZE, MAX_ENGINE_CHUNK_SIZE = 100, 1000
 ENGINES = ("sql", "http")
 
-# The folder that holds pyproject.toml, dagster.yaml and workspace.yaml.
+# In a checkout the folder that holds pyproject.toml, dagster.yaml and workspace.yaml; else only `site-packages`.
 PROJECT_FOLDER = Path(__file__).resolve().parent.parent
+PROJECT_NAME = "scenario-pipeline"
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,7 @@ class Settings:
 
         engine = _engine(get("SCENARIO_ENGINE") or "sql")
         return cls(
-            home=_folder(get("SCENARIO_HOME") or str(PROJECT_FOLDER / ".scenario")),
+            home=_folder(get("SCENARIO_HOME") or str(default_home(PROJECT_FOLDER, get("XDG_DATA_HOME")))),
             database_url=_postgres_url("SCENARIO_DATABASE_URL", get("SCENARIO_DATABASE_URL")),
             dagster_database_url=_postgres_url("SCENARIO_DAGSTER_DATABASE_URL", get("SCENARIO_DAGSTER_DATABASE_URL")),
             timezone=_timezone(get("SCENARIO_TIMEZONE") or "Europe/Oslo"),
@@ -119,6 +122,30 @@ class Settings:
     def today(self, now: datetime) -> date:
         """Return the evaluation date of the moment `now` (timezone-aware) in the configured time zone."""
         return now.astimezone(self.timezone).date()
+
+
+@cache
+def is_checkout(folder: Path) -> bool:
+    """Whether `folder` is a checkout of this project: its `pyproject.toml` says so, and not just any."""
+    try:
+        project = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8")).get("project", {})
+    except (OSError, ValueError):  # none; not readable; not TOML, or not UTF-8
+        return False
+    return isinstance(project, dict) and project.get("name") == PROJECT_NAME
+
+
+def default_home(folder: Path, data_home: str | None) -> Path:
+    """Return where data is kept if `SCENARIO_HOME` is not set (contract section 7).
+
+    Args:
+        folder: what holds the package. A checkout keeps its own data; `site-packages` must not: who deletes a virtual
+            environment would delete the record of what was sent.
+        data_home: `XDG_DATA_HOME`; as its specification says, a relative path counts as unset.
+    """
+    if is_checkout(folder):
+        return folder / ".scenario"
+    base = Path(data_home) if data_home and Path(data_home).is_absolute() else Path("~/.local/share")
+    return base / PROJECT_NAME
 
 
 def check_time_budget(name: str, value: str | float) -> float:

@@ -1,10 +1,15 @@
-"""The time budget of a run: how much may still be spent, on a monotonic clock (contract section 1)."""
+"""The time budget of a run: how much may still be spent, on a monotonic clock (contract section 1).
+
+Belongs here: deadlines, and the pauses between attempts. Does not belong here: how long anything may take (`limits`).
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+
+from scenario_pipeline.limits import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, OVERTIME_SECONDS
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,30 @@ class TimeBudget:
         return max(0.0, self.seconds - self.elapsed_seconds)
 
     @property
+    def overtime_seconds(self) -> float:
+        """Seconds until what may not be cut off at the end of the budget must be over, never below 0."""
+        return max(0.0, self.seconds + OVERTIME_SECONDS - self.elapsed_seconds)
+
+    @property
     def is_spent(self) -> bool:
         """Whether nothing more may be begun."""
         return self.remaining_seconds <= 0
+
+
+class Pauses:
+    """Growing pauses between the attempts to reach a database that is out of reach.
+
+    Args:
+        first: length of the first pause, in seconds; each later one is twice as long, up to `LONGEST_PAUSE_SECONDS`.
+    """
+
+    def __init__(self, first: float = FIRST_PAUSE_SECONDS) -> None:
+        self._next = first
+
+    def wait(self, seconds_left: float) -> bool:
+        """Wait before the next attempt; return False at once if that would not end within `seconds_left`."""
+        if self._next >= seconds_left:
+            return False
+        time.sleep(self._next)
+        self._next = min(2 * self._next, LONGEST_PAUSE_SECONDS)
+        return True

@@ -1,38 +1,56 @@
-"""Fixtures: one embedded Postgres for the whole test run, a fresh migrated database for each test that asks."""
+"""Fixtures: one embedded Postgres for each worker, a fresh migrated database for each test that asks."""
 
 from __future__ import annotations
 
 import csv
-import json
 import os
-import socket
-import threading
-import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from datetime import date
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
-from dagster import DagsterInstance, DagsterRunStatus, ExecuteInProcessResult
-from sqlalchemy import Engine, make_url, text
+from sqlalchemy import Engine
+from xdist.scheduler import LoadFileScheduling
 
-from scenario_pipeline.definitions import defs
-from scenario_pipeline.defs.job import JOB_NAME
 from scenario_pipeline.engines.service.app import CONNECTIONS, EngineService
-from scenario_pipeline.engines.service.connections import make_server
 from scenario_pipeline.loading.merge import import_folder
 from scenario_pipeline.storage import database
 from scenario_pipeline.storage.embedded import EmbeddedPostgres
 from scenario_pipeline.upgrade import upgrade
-from scenario_pipeline_tests import world
-from scenario_pipeline_tests.world import Log
+from scenario_pipeline_tests.support.project import COMMUNITY
+from scenario_pipeline_tests.support.runs import Log
+from scenario_pipeline_tests.support.server import (
+    as_scheduler,
+    copy_database,
+    let_schedulers_in,
+    own_database,
+    set_fsync,
+)
+from scenario_pipeline_tests.support.service import TOKEN, serving
 
-DATA = Path(__file__).parent / "data"
-COMMUNITY = DATA / "community"
-TOKEN = "t0ken-of-the-tests"
+# A worker has a Postgres server: more of them than this take more memory than they save time.
+MAX_WORKERS = 4
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Use the machine's cores for whole folders; what is marked otherwise measures time, or needs the machine."""
+    is_marked = config.option.markexpr in ("system", "faults")
+    is_small = not any(Path(argument).is_dir() for argument in config.args)
+    return 0 if is_marked or is_small else min(os.cpu_count() or 1, MAX_WORKERS)
+
+
+class ByFile(LoadFileScheduling):  # type: ignore[misc]
+    """A file stays on one worker; so does everything about `doctor`, which looks at all processes of the machine."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file: str = super()._split_scope(nodeid)
+        return "doctor" if "/doctor/" in file else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:
+    return ByFile(config, log)
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -40,7 +58,7 @@ def _no_settings_from_outside() -> Iterator[None]:
     """A developer's own variables must not decide what the tests see."""
     with pytest.MonkeyPatch.context() as patch:
         for name in list(os.environ):
-            if name.startswith(("SCENARIO_", "DAGSTER_")):
+            if name.startswith(("SCENARIO_", "DAGSTER_", "PG")):
                 patch.delenv(name)
         yield
 
@@ -61,15 +79,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedPostgre
         server.stop()
 
 
-def set_fsync(server: EmbeddedPostgres, *, on: bool) -> None:
-    """Let a server that runs wait for its disk, or not."""
-    value = "on" if on else "off"
-    with psycopg.connect(server.url("postgres"), autocommit=True) as connection:
-        connection.execute(f"ALTER SYSTEM SET fsync = {value}")
-        connection.execute("SELECT pg_reload_conf()")
-        world.wait_until(lambda: connection.execute("SHOW fsync").fetchone() == (value,), f"fsync is {value}")
-
-
 @pytest.fixture(scope="session")
 def template_database(server: EmbeddedPostgres) -> str:
     """The name of a migrated, empty database to copy."""
@@ -82,52 +91,10 @@ def template_database(server: EmbeddedPostgres) -> str:
     return name
 
 
-def _copy_database(server: EmbeddedPostgres, name: str, template: str) -> None:
-    statement = psycopg.sql.SQL("CREATE DATABASE {} TEMPLATE {}")
-    with psycopg.connect(server.url("postgres"), autocommit=True) as connection:
-        connection.execute(statement.format(psycopg.sql.Identifier(name), psycopg.sql.Identifier(template)))
-
-
-@contextmanager
-def copied_database(server: EmbeddedPostgres, name: str, template: str) -> Iterator[str]:
-    """Yield the URL of a copy of `template`, dropped afterwards."""
-    _copy_database(server, name, template)
-    yield server.url(name)
-    with psycopg.connect(server.url("postgres"), autocommit=True) as connection:
-        connection.execute(psycopg.sql.SQL("DROP DATABASE {} WITH (FORCE)").format(psycopg.sql.Identifier(name)))
-
-
-def own_database(server: EmbeddedPostgres, template: str) -> Iterator[str]:
-    """Yield the URL of a copy of `template`, dropped afterwards."""
-    with copied_database(server, f"test_{uuid.uuid4().hex}", template) as url:
-        yield url
-
-
 @pytest.fixture
 def database_url(server: EmbeddedPostgres, template_database: str) -> Iterator[str]:
     """The URL of a migrated, empty database of this test's own."""
     yield from own_database(server, template_database)
-
-
-# The two ways in which a scheduler sees all rows: past row-level security, or through functions of the owner.
-SCHEDULERS = {"bypassrls": "scenario_scheduler", "functions": "held_back"}
-SCHEDULER_PASSWORD = "pa55word-of-the-scheduler"
-
-
-def let_schedulers_in(engine: Engine) -> None:
-    """Let the roles of `SCHEDULERS` log in, once on a server."""
-    with engine.begin() as connection:
-        for statement in (
-            f"ALTER ROLE scenario_scheduler LOGIN PASSWORD '{SCHEDULER_PASSWORD}'",
-            f"CREATE ROLE held_back LOGIN PASSWORD '{SCHEDULER_PASSWORD}' IN ROLE scenario_scheduler",
-        ):
-            connection.execute(text(statement))
-
-
-def as_scheduler(url: str, way: str = "bypassrls") -> str:
-    """Return the URL of a database for a role that may do what the scheduler may, and nothing else."""
-    address = make_url(url).set(username=SCHEDULERS[way], password=SCHEDULER_PASSWORD)
-    return address.render_as_string(hide_password=False)
 
 
 @pytest.fixture
@@ -148,7 +115,7 @@ def engine(database_url: str) -> Iterator[Engine]:
 def community_template(server: EmbeddedPostgres, template_database: str) -> str:
     """The name of a database with the real-shaped community in it, to copy."""
     name = "template_community"
-    _copy_database(server, name, template_database)
+    copy_database(server, name, template_database)
     engine = database.connect(server.url(name))
     import_folder(engine, COMMUNITY)
     engine.dispose()
@@ -177,83 +144,6 @@ def dagster_url(server: EmbeddedPostgres, template_database: str) -> str:
     with psycopg.connect(server.url("postgres"), autocommit=True) as connection:
         connection.execute("CREATE DATABASE dagster OWNER scenario_scheduler")
     return as_scheduler(server.url("dagster"))
-
-
-class JobRun:
-    """What one run of the job left behind."""
-
-    def __init__(self, result: ExecuteInProcessResult, instance: DagsterInstance, stdout: str, stderr: str) -> None:
-        self.result, self.instance, self.stdout, self.stderr = result, instance, stdout, stderr
-
-    @property
-    def entries(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.stdout.split("\n") if line]
-
-    @property
-    def names(self) -> list[str]:
-        return [entry["event"] for entry in self.entries]
-
-    def entry(self, event: str) -> dict[str, Any]:
-        [found] = [entry for entry in self.entries if entry["event"] == event]
-        return found
-
-    @property
-    def tags(self) -> dict[str, str]:
-        run = self.instance.get_run_by_id(self.result.run_id)
-        assert run is not None
-        return dict(run.tags)
-
-    @property
-    def status(self) -> DagsterRunStatus:
-        run = self.instance.get_run_by_id(self.result.run_id)
-        assert run is not None
-        return run.status
-
-    def everything_dagster_keeps(self) -> str:
-        return "\n".join(str(record) for record in self.instance.all_logs(self.result.run_id))
-
-
-RunJob = Callable[..., JobRun]
-
-
-@pytest.fixture
-def run_job(
-    scheduler_url: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> Iterator[RunJob]:
-    """Runs the job over this test's own database and returns what it printed and recorded."""
-    monkeypatch.setenv("SCENARIO_DATABASE_URL", scheduler_url)
-    monkeypatch.setenv("SCENARIO_HOME", str(tmp_path))
-    with DagsterInstance.ephemeral() as instance:
-
-        def run(*, partition: date | None = None, tags: dict[str, str] | None = None, **config: Any) -> JobRun:
-            capfd.readouterr()
-            result = defs.resolve_job_def(JOB_NAME).execute_in_process(
-                instance=instance,
-                run_config={"ops": {"fetch_active_mentors": {"config": config}}},
-                partition_key=None if partition is None else partition.isoformat(),
-                tags=tags,
-                raise_on_error=False,
-            )
-            captured = capfd.readouterr()
-            return JobRun(result, instance, captured.out, captured.err)
-
-        yield run
-
-
-@contextmanager
-def serving(engine_service: EngineService) -> Iterator[str]:
-    """Serve on a free port of this machine; yield the base URL."""
-    listener = socket.create_server(("127.0.0.1", 0))
-    server = make_server(engine_service)
-    thread = threading.Thread(target=server.run, args=([listener],))
-    thread.start()
-    try:
-        world.wait_until(lambda: server.started, "the service answers")
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join(30)
-        listener.close()
 
 
 @pytest.fixture

@@ -18,10 +18,11 @@ from urllib.parse import quote
 
 import psycopg
 
-from scenario_pipeline.storage.embedded import EmbeddedPostgres, _binaries
+from scenario_pipeline.storage.embedded import EmbeddedPostgres
+from scenario_pipeline.storage.postgres_tools import binaries
 from scenario_pipeline.storage.roles import OWNER, ROLES_FILE, SCHEDULER
+from scenario_pipeline_tests.support.project import PROJECT
 
-PROJECT = Path(__file__).resolve().parent.parent
 PAGE = (PROJECT / "docs" / "deploy.md").read_text(encoding="utf-8")
 # What is looked for in logs, between signs that a URL must encode.
 PASSWORD_CORE = "kanari-of-the-guide"
@@ -102,7 +103,7 @@ class Deployment:
         """Run a shell block with nothing set but what it sets itself; return stdout and stderr."""
         inherited = {name: os.environ[name] for name in ("LANG", "PYTHONPATH") if name in os.environ}
         # pg_dump and pg_restore of the server's own version.
-        path = os.pathsep.join([str(_binaries()), os.environ["PATH"]])
+        path = os.pathsep.join([str(binaries()), os.environ["PATH"]])
         done = subprocess.run(
             ["sh", "-euc", self.here(block)],
             env=inherited | {"PATH": path, "HOME": str(self.folder)},

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
-import yaml  # type: ignore[import-untyped]  # its stubs are one more dependency, for one call
+import yaml
 from click.testing import CliRunner
 from dagster._config import process_config
 from dagster._core.instance.config import dagster_instance_config_schema
@@ -29,11 +29,9 @@ from scenario_pipeline.storage.embedded import EmbeddedPostgres
 from scenario_pipeline.storage.roles import OWNER, READER, SCHEDULER
 from scenario_pipeline.storage.source import Access
 from scenario_pipeline.upgrade import upgrade
-from scenario_pipeline_tests import world
 from scenario_pipeline_tests.deployment import (
     PAGE,
     PASSWORD,
-    PROJECT,
     Deployment,
     blocks,
     deploy,
@@ -42,9 +40,19 @@ from scenario_pipeline_tests.deployment import (
     section,
     sql,
 )
-from scenario_pipeline_tests.test_readme import README
-from scenario_pipeline_tests.test_scheduler_job import stranger_accepts
-from scenario_pipeline_tests.world import DAY, FIRST_WINDOW, D, Log, Mentor
+from scenario_pipeline_tests.support.invariants import Notification, notifications
+from scenario_pipeline_tests.support.people import (
+    DAY,
+    FIRST_WINDOW,
+    D,
+    Mentor,
+    insert_mentor,
+    insert_mentors,
+    insert_organisation,
+)
+from scenario_pipeline_tests.support.project import PROJECT, README
+from scenario_pipeline_tests.support.runs import Log, make_request, run_invocation
+from scenario_pipeline_tests.support.stranger import stranger_accepts
 
 ADMINISTRATOR = "administrator"
 # By what the administrator may: how the scheduler reads the source.
@@ -112,10 +120,10 @@ def in_database(deployment: Deployment, role: str = OWNER) -> Iterator[Connectio
         yield connection
 
 
-def sent(deployment: Deployment) -> list[world.Notification]:
+def sent(deployment: Deployment) -> list[Notification]:
     """Return all notifications of an installation."""
     with in_database(deployment) as connection:
-        return world.notifications(connection)
+        return notifications(connection)
 
 
 def access_of_the_scheduler(deployment: Deployment) -> Access:
@@ -135,8 +143,8 @@ def test_an_administrator_of_either_kind_gets_an_installation_that_runs(deployed
     assert execute(deployed.url(OWNER), owners) == [(OWNER,)]
     with in_database(deployed) as connection:
         for n in (1, 2):
-            world.insert_organisation(connection, n)
-            world.insert_mentor(connection, n, organisation=n)
+            insert_organisation(connection, n)
+            insert_mentor(connection, n, organisation=n)
     stdout, _ = deployed.shell(running)
     log = "".join(line + "\n" for line in stdout.splitlines() if line.startswith('{"timestamp"'))
     stranger_accepts(log)
@@ -159,13 +167,13 @@ def test_a_scheduler_whose_attribute_was_taken_away_reads_through_functions(
             execute(installation.url(ADMINISTRATOR), block)
         return
     with in_database(installation) as connection:
-        world.insert_organisation(connection)
-        world.insert_mentor(connection, activities=[D - 30 * DAY])
+        insert_organisation(connection)
+        insert_mentor(connection, activities=[D - 30 * DAY])
     execute(installation.url(ADMINISTRATOR), block)
     try:
         assert access_of_the_scheduler(installation) is Access.FUNCTIONS
         with connected(installation, SCHEDULER) as engine:
-            report = world.run_invocation(engine)
+            report = run_invocation(engine)
         assert report.totals()["dispatched_by_scenario"] == {"inactivity": 1}
     finally:
         execute(installation.url(ADMINISTRATOR), f"ALTER ROLE {SCHEDULER} BYPASSRLS")
@@ -289,7 +297,7 @@ def crm(installation: Deployment) -> Iterator[Deployment]:
 def test_the_example_of_own_tables_dispatches_exactly_what_is_due(crm: Deployment) -> None:
     """Whoever has mentors in a system of their own copies this; a wrong cast would tell the wrong people."""
     with connected(crm, SCHEDULER) as engine:
-        report = world.run_invocation(engine)
+        report = run_invocation(engine)
     assert (report.stats.total_evaluated, report.totals()["suppressed_by_reason"]) == (5, {"opted_out": 1})
     assert sent(crm) == DUE
     assert [finding for finding in findings(crm) if finding.status is not Status.OK] == []
@@ -342,7 +350,7 @@ def test_a_view_that_is_wrong_is_named_by_doctor_and_stops_a_run(crm: Deployment
     assert told == [Finding("views", Status.PROBLEM, f"The {sentence}.", YOUR_OWN_TABLES)]
     log = Log()
     with connected(crm, SCHEDULER) as engine, pytest.raises(SystemicError):
-        world.run_invocation(engine, log=log)
+        run_invocation(engine, log=log)
     assert log.entries[1]["error_message"] == f"the {sentence}: define the view again"
     assert sent(crm) == []
 
@@ -401,14 +409,14 @@ def test_a_dump_restored_elsewhere_remembers_what_was_sent_and_an_older_one_does
 ) -> None:
     """A restored database that forgot one notification sends it again."""
     with in_database(installation) as connection:
-        world.insert_organisation(connection)
+        insert_organisation(connection)
         quiet = [Mentor(n, activities=[D - (30 + n) * DAY]) for n in range(3)]
-        world.insert_mentors(connection, [*quiet, Mentor(9, activities=[D])])
+        insert_mentors(connection, [*quiet, Mentor(9, activities=[D])])
     dumping, restoring = blocks("Backup", "sh")
     older = dumping.splitlines()[0].replace("=scenario.dump", "=older.dump")
     arguments = ("run", "--dispatch-mode", "live", "--date")
     with connected(installation, SCHEDULER) as engine:
-        world.run_invocation(engine, world.make_request(D - DAY))
+        run_invocation(engine, make_request(D - DAY))
     installation.shell(older)
     installation.command(*arguments, D.isoformat())
     remembered = sent(installation)
@@ -431,7 +439,7 @@ def test_a_dump_restored_elsewhere_remembers_what_was_sent_and_an_older_one_does
     forgetful.shell(restoring.splitlines()[0])
     assert len(sent(forgetful)) < len(remembered)
     with connected(forgetful) as engine:
-        world.run_invocation(engine)
+        run_invocation(engine)
     assert [row[:2] + row[4:] for row in sent(forgetful)] == [row[:2] + row[4:] for row in remembered]
 
 
@@ -482,7 +490,7 @@ def test_the_launchers_fit_into_the_projects_dagster_yaml() -> None:
 def test_events_are_told_from_dagsters_own_lines(engine: Engine, tmp_path: Path) -> None:
     """A log shipper is set up once, by this page; what it does not see nobody sees."""
     log = Log()
-    world.run_invocation(engine, log=log)
+    run_invocation(engine, log=log)
     [validating] = blocks("Log shipping", "sh")
     here = Deployment("0", tmp_path)
     file = tmp_path / "log" / "daemon.log"
@@ -491,7 +499,7 @@ def test_events_are_told_from_dagsters_own_lines(engine: Engine, tmp_path: Path)
     file.write_bytes(b"".join([of_dagster, *log.lines, b"something else\n"]))
     assert here.shell(validating)[1] == "0 violations.\n"
     file.write_bytes(b"".join([of_dagster, *log.lines[:-1]]))
-    assert here.shell(validating, status=1)[1] == "1 violations.\n"
+    assert here.shell(validating, status=1)[1] == "1 violation.\n"
     [vector] = blocks("Log shipping", "toml")
     assert tomllib.loads(vector)["sinks"]["logs"]["inputs"] == ["scenario_events"]
 

@@ -14,12 +14,19 @@ from click.testing import CliRunner
 from sqlalchemy import Engine, text
 
 from scenario_pipeline.cli import main
-from scenario_pipeline_tests import world
-from scenario_pipeline_tests.conftest import SCHEDULERS, as_scheduler
-from scenario_pipeline_tests.test_scheduler_job import stranger_accepts
-from scenario_pipeline_tests.world import DAY, D, Mentor
-
-README = (Path(__file__).resolve().parent.parent / "README.md").read_text(encoding="utf-8")
+from scenario_pipeline_tests.support.invariants import sent
+from scenario_pipeline_tests.support.people import (
+    DAY,
+    FIRST_WINDOW,
+    D,
+    Mentor,
+    insert_mentors,
+    insert_organisation,
+    mentor_id,
+)
+from scenario_pipeline_tests.support.project import README
+from scenario_pipeline_tests.support.server import SCHEDULERS, as_scheduler
+from scenario_pipeline_tests.support.stranger import stranger_accepts
 
 
 def blocks(language: str) -> list[str]:
@@ -70,8 +77,8 @@ def test_the_example_scenario_dispatches_without_a_line_changed_elsewhere(
 ) -> None:
     """Adding a scenario is adding a module and a configuration row; the example in the README proves it."""
     with engine.begin() as connection:
-        world.insert_organisation(connection)
-        world.insert_mentors(connection, [Mentor(1, joined_on=D - 730 * DAY), Mentor(2, joined_on=D - 700 * DAY)])
+        insert_organisation(connection)
+        insert_mentors(connection, [Mentor(1, joined_on=D - 730 * DAY), Mentor(2, joined_on=D - 700 * DAY)])
     environment = with_the_example_installed | {"SCENARIO_DAGSTER_DATABASE_URL": dagster_url}
 
     def command(url: str, *arguments: str) -> str:
@@ -89,8 +96,8 @@ def test_the_example_scenario_dispatches_without_a_line_changed_elsewhere(
     log = command(as_scheduler(database_url, way), "run", *arguments)
     stranger_accepts(log)
     assert json.loads(log.splitlines()[-1])["dispatched_by_scenario"] == {"anniversary": 1}
-    assert world.sent(engine) == [
-        (world.mentor_id(1), "anniversary", D, world.FIRST_WINDOW, "730", 730, D),
+    assert sent(engine) == [
+        (mentor_id(1), "anniversary", D, FIRST_WINDOW, "730", 730, D),
     ]
     with engine.connect() as connection:
         rows = connection.execute(text(

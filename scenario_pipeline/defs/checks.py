@@ -13,6 +13,7 @@ from dagster import (
     AssetCheckResult,
     AssetCheckSeverity,
     DagsterInstance,
+    ResourceParam,
     asset_check,
 )
 from sqlalchemy import Engine
@@ -20,12 +21,11 @@ from sqlalchemy import Engine
 from scenario_pipeline.defs.assets import EVALUATIONS
 from scenario_pipeline.defs.instance.captured_output import captured_lines
 from scenario_pipeline.defs.reconcile import disagreements
+from scenario_pipeline.defs.resources import Scheduler
 from scenario_pipeline.defs.run_metadata import recorded_totals
 from scenario_pipeline.log.logger import utc_now
-from scenario_pipeline.settings import Settings
 from scenario_pipeline.storage.database import check_schema, limit_statement_time
 from scenario_pipeline.storage.ledger.closed import ClosedInvocation, closed_invocations, latest_evaluation_date
-from scenario_pipeline.upgrade import open_database
 
 # What is shown of many disagreements: the first ones say where to look.
 MAX_SHOWN = 20
@@ -105,14 +105,14 @@ def error_rate_result(
 
 def evaluate_checks(
     instance: DagsterInstance,
-    engine: Engine,
+    database: Engine,
     evaluation_date: date,
     max_error_rate: float,
     *,
     in_hand: Mapping[str, Mapping[str, Any]],
 ) -> list[AssetCheckEvaluation]:
     """Evaluate both checks for a run of the job, which Dagster does by itself for runs of the asset only."""
-    with engine.begin() as connection:
+    with database.begin() as connection:
         limit_statement_time(connection, CHECK_SECONDS)
         invocations = closed_invocations(connection, evaluation_date)
     return [
@@ -136,9 +136,9 @@ def evaluate_checks(
     description="Log, ledger, notification rows and Dagster's metadata of the date's invocations say the same. "
     "Without a partition it looks at the date that was evaluated last.",
 )
-def events_match_ledger(context: AssetCheckExecutionContext) -> AssetCheckResult:
-    """Compare the places in which the invocations of a date are told; see `audit.disagreements`."""
-    evaluation_date, invocations = _invocations_of(context)
+def events_match_ledger(context: AssetCheckExecutionContext, scheduler: ResourceParam[Scheduler]) -> AssetCheckResult:
+    """Compare the places that record the invocations of a date; see `reconcile.disagreements`."""
+    evaluation_date, invocations = _invocations_of(context, scheduler)
     return events_match_ledger_result(context.instance, evaluation_date, invocations)
 
 
@@ -147,20 +147,16 @@ def events_match_ledger(context: AssetCheckExecutionContext) -> AssetCheckResult
     description="Warns if more mentors than SCENARIO_MAX_ERROR_RATE (a share of 1) had an error in the date's latest "
     "invocation. Without a partition it looks at the date that was evaluated last.",
 )
-def error_rate(context: AssetCheckExecutionContext) -> AssetCheckResult:
+def error_rate(context: AssetCheckExecutionContext, scheduler: ResourceParam[Scheduler]) -> AssetCheckResult:
     """Hold the share of errors against the configured one."""
-    evaluation_date, invocations = _invocations_of(context)
-    return error_rate_result(evaluation_date, invocations, Settings.from_environment().max_error_rate)
+    evaluation_date, invocations = _invocations_of(context, scheduler)
+    return error_rate_result(evaluation_date, invocations, scheduler.settings.max_error_rate)
 
 
-def _invocations_of(context: AssetCheckExecutionContext) -> tuple[date, list[ClosedInvocation]]:
-    engine = open_database(Settings.from_environment())
-    try:
-        with engine.connect() as connection:
-            check_schema(connection)
-            key = context.run.tags.get("dagster/partition")
-            latest = date.fromisoformat(key) if key else latest_evaluation_date(connection)
-            evaluation_date = latest or Settings.from_environment().today(utc_now())
-            return evaluation_date, closed_invocations(connection, evaluation_date)
-    finally:
-        engine.dispose()
+def _invocations_of(context: AssetCheckExecutionContext, scheduler: Scheduler) -> tuple[date, list[ClosedInvocation]]:
+    with scheduler.database.connect() as connection:
+        check_schema(connection)
+        key = context.run.tags.get("dagster/partition")
+        latest = date.fromisoformat(key) if key else latest_evaluation_date(connection)
+        evaluation_date = latest or scheduler.settings.today(utc_now())
+        return evaluation_date, closed_invocations(connection, evaluation_date)

@@ -12,10 +12,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from threading import Event
 
-# What `dagster job execute` is made of: the public `execute_job` neither reports progress nor links the run to the
-# code location that the web UI shows.
-from scenario_pipeline.defs.instance.home import prepare_dagster_home
-from scenario_pipeline.settings import PROJECT_FOLDER, Settings
+from scenario_pipeline.defs.instance.home import dagster_file, prepare_dagster_home
+from scenario_pipeline.settings import Settings
 
 # Longer than Dagster's own grace for its services, shorter than a person's patience.
 STOP_SECONDS = 20
@@ -36,15 +34,24 @@ def serve(settings: Settings, host: str, port: int, *, on_ready: Callable[[str],
     home = prepare_dagster_home(settings)
     command = [
         sys.executable,
+        # It would say that `dg dev` is the newer name, which a plain installation does not have.
+        "-W",
+        "ignore:Function `dev_command` is superseded",
         "-m",
         "dagster",
         "dev",
+        # At `info` each sensor writes two lines with every tick, which the web UI shows as well.
+        "--log-level",
+        "warning",
+        # The other formats colour what they write wherever it goes.
+        "--log-format",
+        "colored" if sys.stdout is not None and sys.stdout.isatty() else "json",
         "-h",
         host,
         "-p",
         str(port),
         "-w",
-        str(PROJECT_FOLDER / "workspace.yaml"),
+        str(dagster_file(settings, "workspace.yaml")),
     ]
     # A session of its own: an interrupt of the terminal reaches only us, and we stop the services in order.
     services = subprocess.Popen(command, cwd=home, env=os.environ | {"DAGSTER_HOME": str(home)}, start_new_session=True)

@@ -11,34 +11,35 @@ from typing import Any
 from dagster import (
     AssetMaterialization,
     AssetsDefinition,
+    DailyPartitionsDefinition,
     DynamicOut,
     DynamicOutput,
     Failure,
     In,
+    JobDefinition,
     MetadataValue,
     Nothing,
     OpExecutionContext,
     Out,
     Output,
+    ResourceParam,
     graph,
     in_process_executor,
     op,
 )
-from sqlalchemy import Engine
 
 from scenario_pipeline.batch_stats import NO_ORGANISATION
 from scenario_pipeline.defs.assets import EVALUATIONS, GROUP, NOTIFICATIONS, OWNERS, source_tables
 from scenario_pipeline.defs.checks import evaluate_checks
-from scenario_pipeline.defs.partitions import partitions
-from scenario_pipeline.defs.resources import SchedulerResource, StructuredLoggerResource
+from scenario_pipeline.defs.partitions import daily_partitions
+from scenario_pipeline.defs.resources import Scheduler, StructuredLoggerResource
 from scenario_pipeline.defs.run_configuration import CONFIG_SCHEMA, order_from, triggered_by
 from scenario_pipeline.defs.run_metadata import events_url, report_metadata
 from scenario_pipeline.errors import SystemicError, UserError, classify
-from scenario_pipeline.invocation.closing import CLOSING_SECONDS
+from scenario_pipeline.limits import CLOSING_SECONDS
 from scenario_pipeline.log.logger import utc_now
 from scenario_pipeline.records import RunOrder, resolve_dispatch_mode
 from scenario_pipeline.report import Report
-from scenario_pipeline.settings import Settings
 from scenario_pipeline.storage.database import limit_statement_time
 from scenario_pipeline.storage.source import organisation_names
 
@@ -52,14 +53,14 @@ JOB_NAME = "scenario_scheduler"
 )
 def fetch_active_mentors(
     context: OpExecutionContext,
-    scheduler: SchedulerResource,
+    scheduler: ResourceParam[Scheduler],
     structured_logger: StructuredLoggerResource,
 ) -> Iterator[Output[RunOrder] | DynamicOutput[Any]]:
-    """Yield the completed request once, and each page under its own mapping key."""
+    """Yield the completed order once, and each page under its own mapping key."""
     failure = None
     try:
-        order = order_from(context, Settings.from_environment())
-        pages = scheduler.invocation(context, order, structured_logger).plan()
+        order = order_from(context, scheduler.settings)
+        pages = scheduler.open_or_join(context, order, structured_logger).plan()
     except (SystemicError, UserError) as exc:
         failure = classify(exc)
     if failure is not None:
@@ -70,16 +71,21 @@ def fetch_active_mentors(
         yield DynamicOutput(page, mapping_key=f"page_{page.number:05d}", output_name="pages")
 
 
-@op(ins={"page": In(Any)}, out=Out(Any), description="Evaluates one page of mentors in one transaction.")
+@op(
+    ins={"order": In(Any), "page": In(Any)},
+    out=Out(Any),
+    description="Evaluates one page of mentors in one transaction.",
+)
 def evaluate_mentor(
     context: OpExecutionContext,
+    order: Any,
     page: Any,
-    scheduler: SchedulerResource,
+    scheduler: ResourceParam[Scheduler],
     structured_logger: StructuredLoggerResource,
 ) -> Any:
     """Return what became of the page; a failure is a value, so that `summarize_run` still runs."""
-    order = replace(page.order, triggered_by=triggered_by(context.run))
-    return scheduler.invocation(context, order, structured_logger).evaluate(page)
+    order = replace(order, triggered_by=triggered_by(context.run))
+    return scheduler.open_or_join(context, order, structured_logger).evaluate(page)
 
 
 @op(
@@ -91,20 +97,20 @@ def summarize_run(
     context: OpExecutionContext,
     order: Any,
     outcomes: Any,
-    scheduler: SchedulerResource,
+    scheduler: ResourceParam[Scheduler],
     structured_logger: StructuredLoggerResource,
 ) -> None:
     """Show the totals as metadata; a failed invocation fails the run, a partial one warns and is tagged."""
     order = replace(order, triggered_by=triggered_by(context.run))
-    report = scheduler.invocation(context, order, structured_logger).finish(outcomes)
-    metadata = _metadata(context, scheduler.database, order, report)
+    report = scheduler.open_or_join(context, order, structured_logger).finish(outcomes)
+    metadata = _metadata(context, scheduler, order, report)
     if report.status == "failed" and report.failure is not None:
         raise Failure(report.failure.error_message, metadata=metadata, allow_retries=False)
     if report.status == "partial":
         context.log.warning(f"Partial: {report.remaining} mentors are left to the next run.")
     context.add_output_metadata(metadata)
     partition = order.evaluation_date.isoformat()
-    if not partitions.has_partition_key(partition):
+    if not daily_partitions(scheduler.settings.timezone).has_partition_key(partition):
         return
     if order.dispatch_mode == "live":
         dispatched = {"total_dispatched": report.stats.total_dispatched}
@@ -112,23 +118,23 @@ def summarize_run(
     # The asset's own run records its partition and its checks by itself; any other run of the date shows them as well.
     if not context.has_assets_def:
         context.log_event(AssetMaterialization(EVALUATIONS, partition=partition, metadata=metadata))
-        _evaluate_checks(context, scheduler.database, order, metadata)
+        _evaluate_checks(context, scheduler, order, metadata)
 
 
 def _metadata(
-    context: OpExecutionContext, database: Engine, order: RunOrder, report: Report
+    context: OpExecutionContext, scheduler: Scheduler, order: RunOrder, report: Report
 ) -> dict[str, MetadataValue[Any]]:
     names: dict[str, str] = {}
     # A failed run is often one whose database is gone: then its ids have to do.
     if report.status != "failed":
         try:
-            with database.begin() as connection:
+            with scheduler.database.begin() as connection:
                 limit_statement_time(connection, CLOSING_SECONDS)
                 evaluated = report.stats.evaluated_by_organisation
                 names = organisation_names(connection, [i for i in evaluated if i != NO_ORGANISATION])
         except Exception as exc:  # noqa: BLE001 - the invocation is closed: a table without names must not fail its run
             context.log.warning(f"The names of organisations could not be read: {classify(exc).error_message}.")
-    today = Settings.from_environment().today(utc_now())
+    today = scheduler.settings.today(utc_now())
     usual = resolve_dispatch_mode("auto", order.evaluation_date, today)
     return report_metadata(
         order,
@@ -140,15 +146,15 @@ def _metadata(
 
 
 def _evaluate_checks(
-    context: OpExecutionContext, database: Engine, order: RunOrder, metadata: dict[str, MetadataValue[Any]]
+    context: OpExecutionContext, scheduler: Scheduler, order: RunOrder, metadata: dict[str, MetadataValue[Any]]
 ) -> None:
     plain = {name: value.value for name, value in metadata.items()}
     try:
         evaluations = evaluate_checks(
             context.instance,
-            database,
+            scheduler.database,
             order.evaluation_date,
-            Settings.from_environment().max_error_rate,
+            scheduler.settings.max_error_rate,
             in_hand={context.run_id: plain},
         )
     except Exception as exc:  # noqa: BLE001 - the invocation is closed: a check that cannot be made must not fail its run
@@ -162,25 +168,30 @@ def _evaluate_checks(
 def scheduler_graph() -> Any:
     """Fetch, evaluate each page, sum up."""
     order, pages = fetch_active_mentors()
-    return summarize_run(order, pages.map(evaluate_mentor).collect())
+    return summarize_run(order, pages.map(lambda page: evaluate_mentor(order, page)).collect())
 
 
-scenario_scheduler = scheduler_graph.to_job(
-    name=JOB_NAME,
-    partitions_def=partitions,
-    executor_def=in_process_executor,
-    owners=OWNERS,
-    description="One run evaluates one date; without a partition it evaluates today.",
-)
+def scheduler_job(partitions: DailyPartitionsDefinition) -> JobDefinition:
+    """Return the job `scenario_scheduler`, whose runs can be backfilled by date."""
+    return scheduler_graph.to_job(
+        name=JOB_NAME,
+        partitions_def=partitions,
+        executor_def=in_process_executor,
+        owners=OWNERS,
+        description="One run evaluates one date; without a partition it evaluates today.",
+    )
 
-mentor_scenario_evaluations = AssetsDefinition.from_graph(
-    scheduler_graph,
-    keys_by_output_name={"result": EVALUATIONS},
-    # Not arguments of the graph: the statement of a page reads them where they are.
-    internal_asset_deps={"result": {spec.key for spec in source_tables}},
-    partitions_def=partitions,
-    group_name=GROUP,
-    descriptions_by_output_name={"result": "What became of every active mentor on each date, by whichever run."},
-    tags_by_output_name={"result": {"dagster/kind/python": "", "dagster/kind/postgres": ""}},
-    owners_by_output_name={"result": OWNERS},
-)
+
+def evaluations_asset(partitions: DailyPartitionsDefinition) -> AssetsDefinition:
+    """Return the asset `mentor_scenario_evaluations`, made from the same graph."""
+    return AssetsDefinition.from_graph(
+        scheduler_graph,
+        keys_by_output_name={"result": EVALUATIONS},
+        # Not arguments of the graph: the statement of a page reads them where they are.
+        internal_asset_deps={"result": {spec.key for spec in source_tables}},
+        partitions_def=partitions,
+        group_name=GROUP,
+        descriptions_by_output_name={"result": "What became of every active mentor on each date, by whichever run."},
+        tags_by_output_name={"result": {"dagster/kind/python": "", "dagster/kind/postgres": ""}},
+        owners_by_output_name={"result": OWNERS},
+    )

@@ -4,14 +4,15 @@ Belongs here: signs of life in Dagster's records. Does not belong here: what fol
 `defs.sensors`).
 """
 
-from collections.abc import Sequence
-from datetime import datetime
+from collections.abc import Mapping, Sequence
+from datetime import date, datetime
 from typing import Any
 
 from dagster import DagsterInstance, DagsterRun, DagsterRunStatus, RunRecord, RunsFilter
 
 from scenario_pipeline.defs.assets import EVALUATIONS
 from scenario_pipeline.defs.job import JOB_NAME
+from scenario_pipeline.records import parse_date
 from scenario_pipeline.scenarios import registry
 from scenario_pipeline.settings import Settings
 
@@ -25,7 +26,9 @@ GRACE_SECONDS = 60.0
 def running_invocation(
     instance: DagsterInstance, scenario_types: Sequence[str], now: datetime, settings: Settings
 ) -> str | None:
-    """Return the id of a run that evaluates the same set of scenarios, for all organisations, and can still be alive.
+    """Return the id of a live run for the same scenarios, all organisations and today that can still be alive.
+
+    A backfill of other dates, or a dry run, keeps no tick back.
 
     Args:
         instance: whose runs are looked at, runs of backfills and of the asset included.
@@ -33,14 +36,22 @@ def running_invocation(
         now: the present moment.
         settings: for the time budget of runs that name none.
     """
-    wanted = set(scenario_types) or set(registry())
+    wanted, today = set(scenario_types) or set(registry()), settings.today(now)
     for record in instance.get_run_records(RunsFilter(statuses=[*_WAITING, *_GOING_ON])):
         config = run_configuration_of(record.dagster_run)
-        if config is None or config.get("organisation_ids"):
+        if config is None or config.get("organisation_ids") or config.get("dispatch_mode") == "dry_run":
+            continue
+        if _evaluation_date(record, config, settings) != today:
             continue
         if set(config.get("scenario_types") or registry()) == wanted and not is_lost(instance, record, now, settings):
             return record.dagster_run.run_id
     return None
+
+
+def _evaluation_date(record: RunRecord, config: Mapping[str, Any], settings: Settings) -> date | None:
+    """Return the date that a run evaluates; without one of its own, that of the moment it was created."""
+    named = config.get("evaluation_date") or record.dagster_run.tags.get("dagster/partition")
+    return parse_date(named) if named else settings.today(record.create_timestamp)
 
 
 def is_lost(instance: DagsterInstance, record: RunRecord, now: datetime, settings: Settings) -> bool:

@@ -11,14 +11,14 @@ from typing import Any
 
 from dagster import DagsterExecutionInterruptedError, DagsterInstance
 
-# What `dagster job execute` is made of: the public `execute_job` neither reports progress nor links the run to the
-# code location that the web UI shows.
-from dagster._core.definitions.reconstruct import ReconstructableRepository
-from dagster._core.definitions.repository_definition import SINGLETON_REPOSITORY_NAME
-from dagster._core.execution.api import execute_run_iterator
-from dagster._core.remote_origin import ManagedGrpcPythonEnvCodeLocationOrigin, RemoteRepositoryOrigin
-from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
-
+from scenario_pipeline.defs.dagster_private import (
+    SINGLETON_REPOSITORY_NAME,
+    LoadableTargetOrigin,
+    ManagedGrpcPythonEnvCodeLocationOrigin,
+    ReconstructableRepository,
+    RemoteRepositoryOrigin,
+    execute_run_iterator,
+)
 from scenario_pipeline.defs.job import JOB_NAME
 
 DEFINITIONS_MODULE = "scenario_pipeline.definitions"
@@ -31,7 +31,7 @@ def execute(
     config: Mapping[str, Any],
     *,
     evaluation_date: date | None,
-    on_page: Callable[[int], None],
+    on_page: Callable[[int, int], None],
 ) -> None:
     """Run the job in this process until it ends, fails or is interrupted; its events say how.
 
@@ -39,7 +39,7 @@ def execute(
         instance: where the run is recorded.
         config: configuration of `fetch_active_mentors`.
         evaluation_date: the partition that the run belongs to, where there is one for this date.
-        on_page: called with the number of pages done, each time one is.
+        on_page: called with how many pages are done and how many there are, at the start and each time one is done.
     """
     job = ReconstructableRepository.for_module(DEFINITIONS_MODULE, "defs").get_reconstructable_job(JOB_NAME)
     definition = job.get_definition()
@@ -59,12 +59,17 @@ def execute(
         job_code_origin=job.get_python_origin(),
         remote_job_origin=_code_location().get_job_origin(JOB_NAME),
     )
-    pages = 0
+    done = total = 0
     with suppress(DagsterExecutionInterruptedError, KeyboardInterrupt):
         for event in execute_run_iterator(job, run, instance):
-            if event.is_step_success and (event.step_key or "").startswith("evaluate_mentor"):
-                pages += 1
-                on_page(pages)
+            step = event.step_key or ""
+            if event.is_successful_output and step == "fetch_active_mentors":
+                total += event.step_output_data.output_name == "pages"
+            elif event.is_step_success and step == "fetch_active_mentors":
+                on_page(done, total)
+            elif event.is_step_success and step.startswith("evaluate_mentor"):
+                done += 1
+                on_page(done, total)
 
 
 def _code_location() -> RemoteRepositoryOrigin:

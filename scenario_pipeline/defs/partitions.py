@@ -3,12 +3,13 @@
 Belongs here: where the partitions begin, and in which time zone. Does not belong here: what evaluates them.
 """
 
+from zoneinfo import ZoneInfo
+
 from dagster import DailyPartitionsDefinition
 
-from scenario_pipeline.settings import Settings
-
 FIRST_PARTITION = "2024-01-01"
-# One partition a day, today's included, in the configured time zone.
-partitions = DailyPartitionsDefinition(
-    start_date=FIRST_PARTITION, timezone=Settings.from_environment().timezone.key, end_offset=1
-)
+
+
+def daily_partitions(timezone: ZoneInfo) -> DailyPartitionsDefinition:
+    """Return one partition for each day, today included, in this time zone."""
+    return DailyPartitionsDefinition(start_date=FIRST_PARTITION, timezone=timezone.key, end_offset=1)

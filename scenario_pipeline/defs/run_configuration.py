@@ -6,21 +6,18 @@ installation (`settings`).
 
 import uuid
 from collections.abc import Mapping
-from datetime import date
+from datetime import date, timedelta, timezone
 from enum import Enum
 from typing import Any
 
-from dagster import Array, Config, DagsterRun, Noneable, OpExecutionContext, ScalarUnion, Shape
-from dagster import Field as DagsterField
-
-# Public in effect: what a config type raises to refuse a value that has the right type.
-from dagster._config.errors import PostProcessingError
+from dagster import Config, DagsterRun, OpExecutionContext
 from pydantic import Field, ValidationError, field_validator
 
+from scenario_pipeline.defs.checked_config import checked_schema
 from scenario_pipeline.errors import UserError
 from scenario_pipeline.log.logger import utc_now
 from scenario_pipeline.log.vocabulary import TRIGGERED_BY
-from scenario_pipeline.records import RunOrder, parse_date, resolve_dispatch_mode
+from scenario_pipeline.records import RunOrder, check_live_date, parse_date, resolve_dispatch_mode
 from scenario_pipeline.scenarios import registry, select_scenarios
 from scenario_pipeline.settings import MAX_PAGE_SIZE, MAX_TIME_BUDGET_SECONDS, Settings
 
@@ -100,62 +97,22 @@ class RunConfiguration(Config):
             UserError: with a sentence for each field that cannot work.
         """
         try:
-            return cls(**values)
+            configuration = cls(**values)
         except ValidationError as exc:
             wrong = [
                 f"{'.'.join(map(str, error['loc']))}: {error['msg'].removeprefix('Value error, ')}"
                 for error in exc.errors(include_input=False, include_url=False)
             ]
+        else:
+            if configuration.dispatch_mode is DispatchModeChoice.live and configuration.evaluation_date is not None:
+                # The first zone to see a new day; the run itself asks again, in the configured one.
+                today = utc_now().astimezone(timezone(timedelta(hours=14))).date()
+                check_live_date(date.fromisoformat(configuration.evaluation_date), today)
+            return configuration
         raise UserError(f"{'; '.join(wrong)}.")
 
 
-class _CheckedShape(Shape):
-    """The fields of `RunConfiguration` for Dagster, which by itself checks types and no bounds.
-
-    So a value out of bounds is refused when the run is launched, and not by the run's first step.
-    """
-
-    def __new__(cls, *_: Any, **__: Any) -> "_CheckedShape":
-        # Not from Dagster's cache of shapes, which could return a plain one with equal fields.
-        shape = object.__new__(cls)
-        shape._initialized = False
-        return shape
-
-    def post_process(self, value: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Refuse with a sentence what cannot work; called once types are right and defaults are filled in."""
-        try:
-            RunConfiguration.checked(value)
-        except UserError as exc:
-            sentence = str(exc)
-        else:
-            return value
-        raise PostProcessingError(sentence)
-
-
-def _literal(kind: Any) -> Any:
-    """Return a config type without the form `{env: NAME}`: a refusal would quote what the variable holds."""
-    match kind:
-        case Noneable():
-            return Noneable(_literal(kind.inner_type))
-        case Array():
-            return Array(_literal(kind.inner_type))
-        case ScalarUnion():
-            return kind.scalar_type
-        case _:
-            return kind
-
-
-CONFIG_SCHEMA = _CheckedShape(
-    {
-        name: DagsterField(
-            _literal(field.config_type),
-            default_value=field.default_value,
-            is_required=False,
-            description=field.description,
-        )
-        for name, field in RunConfiguration.to_fields_dict().items()
-    }
-)
+CONFIG_SCHEMA = checked_schema(RunConfiguration, RunConfiguration.checked)
 
 
 def order_from(context: OpExecutionContext, settings: Settings) -> RunOrder:

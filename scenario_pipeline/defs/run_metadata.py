@@ -62,7 +62,7 @@ def report_metadata(
         metadata["events"] = MetadataValue.url(events_url)
     if live_on_request:
         metadata["live_on_request"] = MetadataValue.text(
-            f"Notifications were sent for a date more than {LIVE_DAYS} days before or after today, as asked for."
+            f"Notifications were sent for a date more than {LIVE_DAYS} days before today, as asked for."
         )
     return metadata
 

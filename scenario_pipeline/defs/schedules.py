@@ -8,16 +8,16 @@ from collections.abc import Sequence
 
 from dagster import (
     DefaultScheduleStatus,
+    JobDefinition,
     RunRequest,
     ScheduleDefinition,
     ScheduleEvaluationContext,
     SkipReason,
     schedule,
 )
-from dagster._utils.schedules import is_valid_cron_string
 
 from scenario_pipeline.defs.assets import OWNERS
-from scenario_pipeline.defs.job import scenario_scheduler
+from scenario_pipeline.defs.dagster_private import is_valid_cron_string
 from scenario_pipeline.defs.liveness import running_invocation
 from scenario_pipeline.errors import UserError
 from scenario_pipeline.settings import Settings
@@ -35,13 +35,18 @@ def checked_cron(cron: str) -> str:
 
 
 def _scheduled(
-    name: str, cron: str, scenario_types: Sequence[str], *, on: bool, description: str
+    job: JobDefinition,
+    settings: Settings,
+    name: str,
+    cron: str,
+    scenario_types: Sequence[str],
+    *,
+    on: bool,
+    description: str,
 ) -> ScheduleDefinition:
-    settings = Settings.from_environment()
-
     @schedule(
         name=name,
-        job=scenario_scheduler,
+        job=job,
         cron_schedule=cron,
         execution_timezone=settings.timezone.key,
         default_status=DefaultScheduleStatus.RUNNING if on else DefaultScheduleStatus.STOPPED,
@@ -59,17 +64,26 @@ def _scheduled(
     return tick
 
 
-schedules = [
-    _scheduled(
+def build_schedules(job: JobDefinition, settings: Settings) -> list[ScheduleDefinition]:
+    """Return the schedule of all scenarios, and one for each scenario that needs to run alone.
+
+    Raises:
+        UserError: `SCENARIO_CRON` is no cron expression.
+    """
+    everything = _scheduled(
+        job,
+        settings,
         "scenario_scheduler_schedule",
-        checked_cron(Settings.from_environment().cron),
+        checked_cron(settings.cron),
         (),
         on=True,
         description="Evaluates all scenarios for the current date.",
-    ),
+    )
     # The contingency for a scenario that costs more than the others: each by itself, at its own hour.
-    *(
+    alone = [
         _scheduled(
+            job,
+            settings,
             f"{scenario_type}_schedule",
             cron,
             (scenario_type,),
@@ -81,5 +95,5 @@ schedules = [
             ("milestone", "20 * * * *"),
             ("certification_expiry", "30 6 * * *"),
         )
-    ),
-]
+    ]
+    return [everything, *alone]

@@ -5,14 +5,16 @@ from __future__ import annotations
 from typing import Protocol
 
 from scenario_pipeline.log.logger import StructuredLogger
-from scenario_pipeline.records import Page, PageResult
+from scenario_pipeline.records import Page, PageResult, RunOrder
 from scenario_pipeline.time_budget import TimeBudget
 
 
 class TriggerEngine(Protocol):
     """Evaluates one page of mentors, exactly once however often it is asked."""
 
-    def evaluate_page(self, page: Page, invocation_id: str, budget: TimeBudget, logger: StructuredLogger) -> PageResult:
+    def evaluate_page(
+        self, order: RunOrder, page: Page, invocation_id: str, budget: TimeBudget, logger: StructuredLogger
+    ) -> PageResult:
         """Evaluate and commit a page together with its row in the ledger.
 
         Raises:

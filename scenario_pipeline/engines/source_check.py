@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence
 from sqlalchemy import Connection, Date, Executable, cast, literal, select
 
 from scenario_pipeline.engines.functions import unfit_functions
-from scenario_pipeline.engines.statement import FIRST_WINDOW
 from scenario_pipeline.errors import ErrorInfo, ErrorType, SystemicError
+from scenario_pipeline.records import FIRST_WINDOW
 from scenario_pipeline.scenarios import registry
 from scenario_pipeline.storage import source
 from scenario_pipeline.storage.source import MATCH_COLUMNS, Access, function_name

@@ -18,16 +18,18 @@ from scenario_pipeline.engines.statement import EVALUATED, decision_statement
 from scenario_pipeline.errors import BudgetSpentError, ErrorInfo, ErrorType, SystemicError, classify
 from scenario_pipeline.log.logger import StructuredLogger
 from scenario_pipeline.log.vocabulary import PageRetried
-from scenario_pipeline.records import MentorError, Page, PageResult
+from scenario_pipeline.records import MentorError, Page, PageResult, RunOrder
 from scenario_pipeline.storage import source
 from scenario_pipeline.storage.database import limit_statement_time
 from scenario_pipeline.storage.ledger.pages import claim_page, complete_page
-from scenario_pipeline.time_budget import TimeBudget
+from scenario_pipeline.time_budget import Pauses, TimeBudget
 
-# How often a page's transaction is begun before a deadlock, or a commit without an answer, fails the run.
+# How often a page's transaction is begun before a deadlock fails the run.
 MAX_ATTEMPTS = 4
 # How long it may take to learn what became of a commit.
 OUTCOME_SECONDS = 2.0
+# A page that ends its own connection so often, on a server that takes a new one each time, fails the run.
+MAX_LOSSES = 5
 # A match can lose a race to each of a few writers; one that loses again and again meets no writer but an old row.
 MAX_LOST_RACES = 5
 # A timeout this close to the deadline is the budget's own, despite the rounding to milliseconds.
@@ -49,49 +51,59 @@ class SqlTriggerEngine:
     """Evaluates pages in the database that holds the mentors.
 
     Attributes:
-        database: pool of connections to the scheduler's own database.
+        database: engine on the scheduler's own database.
     """
 
     database: Engine
 
-    def evaluate_page(self, page: Page, invocation_id: str, budget: TimeBudget, logger: StructuredLogger) -> PageResult:
-        """Evaluate and commit a page; see `TriggerEngine.evaluate_page`."""
-        uncertain = False
-        for attempt in range(1, MAX_ATTEMPTS + 1):
-            committing = False
-            # The outcome of a commit is asked for even when no time is left to evaluate the page again.
+    def evaluate_page(
+        self, order: RunOrder, page: Page, invocation_id: str, budget: TimeBudget, logger: StructuredLogger
+    ) -> PageResult:
+        """Evaluate and commit a page; see `TriggerEngine.evaluate_page`.
+
+        A lost connection is not the end of a run: the page is begun again until the budget is spent.
+        """
+        uncertain, pauses, attempt, losses = False, Pauses(), 1, 0
+        while True:
+            connected = committing = False
+            # Whether a page was committed is asked even if there is no time left to evaluate it again.
             if budget.is_spent and not uncertain:
                 raise BudgetSpentError
             try:
                 with self.database.connect() as connection, connection.begin() as transaction:
-                    # After the budget's end, only the outcome of a commit may be asked for.
-                    at_least = OUTCOME_SECONDS if uncertain else 0
-                    limit_statement_time(connection, max(budget.remaining_seconds, at_least))
-                    result = self._evaluate_in(connection, page, invocation_id, budget)
+                    connected = True
+                    limit_statement_time(connection, budget.overtime_seconds if uncertain else budget.remaining_seconds)
+                    result = self._evaluate_in(connection, order, page, invocation_id, budget)
                     committing = True
                     transaction.commit()
                 return result
             except SQLAlchemyError as exc:
                 failure = classify(exc)
-                # A lost connection during the commit leaves its outcome open: asking again shows it.
-                uncertain = committing and isinstance(exc, DBAPIError) and exc.connection_invalidated
+                # A connection lost during the commit leaves the outcome open: asking again shows it.
+                uncertain = uncertain or (committing and isinstance(exc, DBAPIError) and exc.connection_invalidated)
             if is_budgets_own(failure, budget):
                 raise BudgetSpentError
-            if attempt == MAX_ATTEMPTS or not (uncertain or failure.is_worth_a_retry):
+            losses += connected and failure.is_worth_waiting_for
+            if failure.is_worth_waiting_for and losses < MAX_LOSSES:
+                if not pauses.wait(budget.overtime_seconds if uncertain else budget.remaining_seconds):
+                    raise SystemicError(failure)
+            elif not (failure.is_worth_a_retry and attempt < MAX_ATTEMPTS):
                 raise SystemicError(failure)
             logger.emit(PageRetried(page.number, attempt, failure.error_type, failure.error_message))
-        raise AssertionError("the last attempt returns or raises")
+            attempt += 1
 
-    def _evaluate_in(self, connection: Connection, page: Page, invocation_id: str, budget: TimeBudget) -> PageResult:
+    def _evaluate_in(
+        self, connection: Connection, order: RunOrder, page: Page, invocation_id: str, budget: TimeBudget
+    ) -> PageResult:
         committed = claim_page(connection, page, invocation_id)
         if committed is not None:
             return committed
         if budget.is_spent:
             raise BudgetSpentError
-        evaluation = Evaluation(connection, page, invocation_id, budget)
+        evaluation = Evaluation(connection, order, page.mentor_ids, invocation_id, budget)
         with connection.begin_nested() as savepoint:
             result = evaluation.run()
-            if page.order.dispatch_mode == "dry_run":
+            if order.dispatch_mode == "dry_run":
                 savepoint.rollback()
         complete_page(connection, page, invocation_id, result)
         return result
@@ -108,14 +120,16 @@ class Evaluation:
 
     Attributes:
         connection: inside a transaction.
-        page: the mentors, and what they are evaluated for.
+        order: what they are evaluated for.
+        mentor_ids: the mentors.
         invocation_id: which invocation the notifications belong to.
         budget: ends the statements.
         by_mentor: count by mentor instead of by organisation, for a caller who needs each one's outcome.
     """
 
     connection: Connection
-    page: Page
+    order: RunOrder
+    mentor_ids: Sequence[str]
     invocation_id: str
     budget: TimeBudget
     by_mentor: bool = False
@@ -127,7 +141,7 @@ class Evaluation:
             SQLAlchemyError: the failure is systemic; the caller's transaction is to be rolled back.
         """
         parts, errors = [], []
-        for outcome in self._bisect(self.page.mentor_ids):
+        for outcome in self._bisect(self.mentor_ids):
             if isinstance(outcome, MentorError):
                 errors.append(outcome)
             else:
@@ -139,7 +153,7 @@ class Evaluation:
     def _bisect(self, mentor_ids: Sequence[str]) -> Iterator[BatchStats | MentorError]:
         try:
             with self.connection.begin_nested():
-                stats = self._decide(mentor_ids, self.page.order.scenario_types)
+                stats = self._decide(mentor_ids, self.order.scenario_types)
             yield stats
             return
         except _WindowTakenError:
@@ -166,7 +180,7 @@ class Evaluation:
             decision_statement(scenario_types, source.access_of(self.connection), self.by_mentor),
             {
                 "mentor_ids": list(mentor_ids),
-                "evaluation_date": self.page.order.evaluation_date,
+                "evaluation_date": self.order.evaluation_date,
                 "invocation_id": self.invocation_id,
             },
         ).all()

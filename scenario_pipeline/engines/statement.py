@@ -7,7 +7,6 @@ the owner's functions that may stand in for a select (`engines.functions`).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import date
 from functools import cache
 from typing import Any
 
@@ -33,13 +32,13 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import distinct_on, insert
 
 from scenario_pipeline.batch_stats import DISPATCHED
+from scenario_pipeline.records import FIRST_WINDOW
 from scenario_pipeline.scenarios import registry
 from scenario_pipeline.storage import source
 from scenario_pipeline.storage.source import MATCH_COLUMNS, Access, function_name
 from scenario_pipeline.storage.tables import scenario_evaluation_config, scenario_notifications
 
 # The cooldown window of a mentor's first notification starts here (contract section 4).
-FIRST_WINDOW = date(1970, 1, 1)
 EVALUATED, LOST_RACE = "evaluated", "lost_race"
 _KEY = Uuid(as_uuid=False)
 KEYS = ARRAY(_KEY)

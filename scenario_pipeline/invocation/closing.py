@@ -10,37 +10,72 @@ import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 
 from scenario_pipeline.batch_stats import BatchStats
 from scenario_pipeline.errors import ErrorInfo, ErrorType
-from scenario_pipeline.log.logger import StructuredLogger, utc_now
+from scenario_pipeline.limits import CLOSING_SECONDS, LAST_STATEMENT_SECONDS
+from scenario_pipeline.log.logger import StructuredLogger
 from scenario_pipeline.log.vocabulary import MentorEvaluationError, RunCompleted, RunFailed, RunPartial, RunStarted
 from scenario_pipeline.records import MentorError, RunOrder
 from scenario_pipeline.report import Report
 from scenario_pipeline.storage.database import limit_statement_time
 from scenario_pipeline.storage.ledger.closed import notifications_of
-from scenario_pipeline.storage.ledger.invocations import close_invocation, read_request, record_evaluations
+from scenario_pipeline.storage.ledger.invocations import (
+    OpenInvocation,
+    close_invocation,
+    lock_open_invocation,
+    record_evaluations,
+)
 from scenario_pipeline.storage.ledger.pages import read_pages
 
-# Closing must reach the ledger even when the budget is spent, and must not hang the end of the run: this much for all
-# of its statements, of the two seconds in which a run is closed after its budget.
-CLOSING_SECONDS = 1.5
-LAST_STATEMENT_SECONDS = 0.2
+PROCESS_DIED = ErrorInfo(ErrorType.EVALUATION_LOGIC, "the process of the run ended without closing the invocation")
 
 
-def record_cost(database: Engine, order: RunOrder, report: Report, now: datetime) -> None:
-    """Note at the configuration what each scenario cost; a run is closed with or without that."""
+def close(
+    database: Engine,
+    invocation_id: str,
+    decide: Callable[[Connection, OpenInvocation], Report],
+    emit: Callable[[Report], None],
+    *,
+    limit: Callable[[Connection], None],
+    skip_after: str | None = None,
+) -> Report | None:
+    """Close an open invocation: lock its row, decide how it ended, write the ledger, then the log, then commit.
+
+    The lock waits for pages that are being committed, and keeps later ones out, so what `decide` counts is final. The
+    log is written before the commit: a process that dies in between leaves a whole log and an open row, and the log
+    shows how to close that. The other way round, the row would be closed and the log would never get its end.
+
+    Args:
+        database: connections to the scheduler's own database.
+        invocation_id: the invocation to close.
+        decide: reads what is needed in the closing transaction and returns how the invocation ended.
+        emit: writes the last entries of the log.
+        limit: bounds the statements of the closing transaction.
+        skip_after: the last mentor of a page that goes to the end of the queue, if there is one.
+
+    Returns:
+        How it ended, or None if it was closed before or never opened.
+
+    Raises:
+        SQLAlchemyError: the ledger could not be written; `emit` may have been called.
+    """
+    with database.begin() as connection:
+        limit(connection)
+        opened = lock_open_invocation(connection, invocation_id)
+        if opened is None:
+            return None
+        report = decide(connection, opened)
+        close_invocation(connection, invocation_id, report, skip_after=skip_after)
+        emit(report)
+    # In a transaction of its own: a locked row of the configuration must not keep a run from being closed.
     with suppress(Exception), database.begin() as connection:
         limit_statement_time(connection, LAST_STATEMENT_SECONDS)
-        record_evaluations(connection, order, report.stats, now)
-
-
-CLOSED_BY_ANOTHER = ErrorInfo(ErrorType.EVALUATION_LOGIC, "the invocation was closed before its process had ended")
-PROCESS_DIED = ErrorInfo(ErrorType.EVALUATION_LOGIC, "the process of the run ended without closing the invocation")
+        record_evaluations(connection, opened.order, report.stats)
+    return report
 
 
 def close_dead_invocation(
@@ -49,18 +84,18 @@ def close_dead_invocation(
     logger: StructuredLogger,
     *,
     logged: Iterable[Mapping[str, Any]],
-    now: Callable[[], datetime] = utc_now,
+    terminated: bool = False,
 ) -> tuple[RunOrder, Report] | None:
     """Close the invocation of a process that died, with the totals that the ledger holds.
 
-    The entries that the process itself wrote are completed to a whole log: nothing is said twice, nothing is missing.
+    The entries that the process itself wrote are completed to a whole log: nothing is repeated, nothing is missing.
 
     Args:
-        database: engine on the scheduler's own database.
+        database: connections to the scheduler's own database.
         invocation_id: the Dagster run id of a run that is over.
         logger: bound to the common fields of that run.
         logged: the entries of this invocation that were written before.
-        now: the wall clock.
+        terminated: whether the run was told to stop, which is no failure.
 
     Returns:
         What the invocation was to do and how it ended, or None if it was closed before or never opened.
@@ -68,35 +103,43 @@ def close_dead_invocation(
     entries = list(logged)
     written = {entry["event"]: entry for entry in entries}
     reported = {entry.get("peer_mentor_id") for entry in entries}
-    with database.begin() as connection:
-        limit_statement_time(connection, CLOSING_SECONDS)
-        found = read_request(connection, invocation_id)
-        if found is None:
-            return None
-        order, total, started_at = found
-        pages = read_pages(connection, invocation_id)
-        stats = BatchStats.sum(result.stats for result in pages.values())
-        lasted = int((now() - started_at).total_seconds() * 1000)
-        report = _as_written(written, Report("failed", total, stats, max(0, lasted), stats.remaining_of(total)))
-        if RunCompleted.name not in written:
-            # A remote engine that shares the database has acted on pages whose rows the dead process could not write.
-            beyond = notifications_of(connection, invocation_id).dispatched_beyond(stats)
-            report = replace(report, stats=stats + beyond)
-        if not close_invocation(connection, invocation_id, report, stuck_after=None, now=now()):
-            return None
-        # Before the commit, as in `Invocation`: whoever comes after a death in between finds the log whole.
+    orders: list[RunOrder] = []
+    errors: list[MentorError] = []
+
+    def decide(connection: Connection, opened: OpenInvocation) -> Report:
+        orders.append(opened.order)
+        pages = read_pages(connection, invocation_id).values()
+        errors.extend(item for result in pages for item in result.errors if item.peer_mentor_id not in reported)
+        stats = BatchStats.sum(result.stats for result in pages)
+        total = opened.total_active_mentors
+        remaining = stats.remaining_of(total)
+        report = Report("failed", total, stats, opened.elapsed_ms, remaining, failure=PROCESS_DIED)
+        if terminated and remaining:
+            report = replace(report, status="partial", reason="terminated", failure=None)
+        report = _as_written(written, report)
+        if RunCompleted.name in written:
+            return report
+        # A remote engine that shares the database has acted on pages whose rows the dead process could not write.
+        return replace(report, stats=stats + notifications_of(connection, invocation_id).dispatched_beyond(stats))
+
+    def emit(report: Report) -> None:
         if RunStarted.name not in written:
-            logger.emit(started_event(order))
+            logger.emit(started_event(orders[0]))
         if written.keys().isdisjoint({RunPartial.name, RunFailed.name, RunCompleted.name}):
-            for result in pages.values():
-                for item in result.errors:
-                    if item.peer_mentor_id not in reported:
-                        logger.emit(error_event(item))
+            for item in errors:
+                logger.emit(error_event(item))
         for event in report.closing_events():
             if event.name not in written:
                 logger.emit(event)
-    record_cost(database, order, report, now())
-    return order, report
+
+    report = close(
+        database,
+        invocation_id,
+        decide,
+        emit,
+        limit=lambda connection: limit_statement_time(connection, CLOSING_SECONDS),
+    )
+    return None if report is None else (orders[0], report)
 
 
 def _as_written(written: Mapping[str, Mapping[str, Any]], report: Report) -> Report:
@@ -104,12 +147,13 @@ def _as_written(written: Mapping[str, Mapping[str, Any]], report: Report) -> Rep
     completed = written.get(RunCompleted.name, {})
     report = replace(report, duration_ms=completed.get("duration_ms", report.duration_ms))
     if (partial := written.get(RunPartial.name)) is not None:
-        return replace(report, status="partial", reason=partial.get("reason"))
+        return replace(report, status="partial", reason=partial.get("reason"), failure=None)
     if completed.get("completed") is True:
-        return replace(report, status="completed", remaining=0)
-    failed = written.get(RunFailed.name, {})
-    remaining = failed.get("remaining_unprocessed_count", report.remaining)
-    return replace(report, failure=PROCESS_DIED, remaining=remaining)
+        return replace(report, status="completed", remaining=0, reason=None, failure=None)
+    if (failed := written.get(RunFailed.name)) is not None:
+        remaining = failed.get("remaining_unprocessed_count")
+        return replace(report, status="failed", remaining=remaining, reason=None, failure=PROCESS_DIED)
+    return report
 
 
 def started_event(order: RunOrder) -> RunStarted:

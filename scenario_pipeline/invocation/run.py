@@ -1,7 +1,7 @@
-"""One invocation from its first event to its last, as one process sees it (contract sections 4, 5).
+"""One invocation from its first event to its last, as one process sees it (contract sections 4 and 5).
 
-Belongs here: opening, planning, evaluating, and the end of a living run. Does not belong here: Dagster (`defs`),
-deciding what is due (`engines`), SQL (`storage.ledger`), or writing the end (`invocation.closing`).
+Belongs here: opening, planning, evaluating, and how a living run ends. Does not belong here: Dagster (`defs`), deciding
+what is due (`engines`), SQL (`storage.ledger`), or writing the end (`invocation.closing`).
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from datetime import datetime
-from typing import Literal
+from enum import Enum
+from typing import Literal, TypeVar
 
 from sqlalchemy import Connection, Engine
 
@@ -19,31 +19,41 @@ from scenario_pipeline.engines import TriggerEngine
 from scenario_pipeline.engines.source_check import check_source
 from scenario_pipeline.errors import BudgetSpentError, ErrorInfo, ErrorType, SystemicError, classify
 from scenario_pipeline.invocation.closing import (
-    CLOSED_BY_ANOTHER,
-    CLOSING_SECONDS,
-    LAST_STATEMENT_SECONDS,
+    close,
     error_event,
-    record_cost,
     started_event,
     uninterrupted,
 )
-from scenario_pipeline.log.logger import StructuredLogger, utc_now
+from scenario_pipeline.limits import CLOSING_SECONDS, LAST_STATEMENT_SECONDS, OVERTIME_SECONDS
+from scenario_pipeline.log.logger import StructuredLogger
 from scenario_pipeline.records import Page, PageEvaluated, PageOutcome, PageResult, PageUnprocessed, RunOrder, paginate
 from scenario_pipeline.report import Report
 from scenario_pipeline.scenarios import check_configured
 from scenario_pipeline.storage.database import check_schema, limit_statement_time
 from scenario_pipeline.storage.ledger.invocations import (
-    close_invocation,
+    OpenInvocation,
     join_invocation,
     list_active_mentors,
     open_invocation,
 )
-from scenario_pipeline.storage.ledger.pages import read_page, read_pages
+from scenario_pipeline.storage.ledger.pages import CLOSED_MEANWHILE, read_page, read_pages
 from scenario_pipeline.storage.source import unknown_organisations
-from scenario_pipeline.time_budget import TimeBudget
+from scenario_pipeline.time_budget import Pauses, TimeBudget
 
-# What the first page may take although the budget is spent, so that each run gets on.
-FIRST_PAGE_SECONDS = 1.0
+T = TypeVar("T")
+
+
+class State(Enum):
+    """How far an invocation has come; `docs/explanation/invocation-states.md` draws who makes which transition.
+
+    `UNRECORDED` has a log and no row in the ledger: the database could not be written when the run began.
+    """
+
+    NEW = "new"
+    UNRECORDED = "unrecorded"
+    OPEN = "open"
+    LISTED = "listed"
+    CLOSED = "closed"
 
 
 class Invocation:
@@ -52,12 +62,11 @@ class Invocation:
     Args:
         order: what it is to do.
         invocation_id: the Dagster run id.
-        database: engine on the scheduler's own database.
+        database: connections to the scheduler's own database.
         trigger_engine: what evaluates pages.
         logger: bound to the common fields of contract section 5.
         parent_invocation_id: the run that this one re-executes, if any.
-        runs_all_pages: whether this process evaluates all pages, so that it knows when none will be evaluated any more.
-        now: the wall clock, for what is recorded.
+        runs_all_pages: whether this process evaluates all pages, so that it knows when no further page will follow.
         clock: the monotonic clock, for what is measured.
     """
 
@@ -71,7 +80,6 @@ class Invocation:
         logger: StructuredLogger,
         parent_invocation_id: str | None = None,
         runs_all_pages: bool = False,
-        now: Callable[[], datetime] = utc_now,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.order = order
@@ -82,17 +90,15 @@ class Invocation:
         self._logger = logger
         self._parent_invocation_id = parent_invocation_id
         self._runs_all_pages = runs_all_pages
-        self._now = now
         self._clock = clock
         self._budget = TimeBudget.start(order.time_budget_seconds, clock=clock)
         self._closing: TimeBudget | None = None
-        self._is_in_ledger = False
-        self._has_begun = False
+        self._state = State.NEW
+        self._may_have_opened = False
         self._total_active_mentors = 0
-        self._has_list = False
         self._pages: dict[int, PageResult] = {}
         self._failure: ErrorInfo | None = None
-        self._stuck_after: str | None = None
+        self._skip_after: str | None = None
 
     def log_as(self, logger: StructuredLogger) -> None:
         """Use `logger` from now on: each step has its own key among the common fields."""
@@ -105,42 +111,54 @@ class Invocation:
             SystemicError: it cannot be opened; it is closed again, with all its events.
         """
         try:
-            with self._database.connect() as connection, connection.begin() as transaction:
-                limit_statement_time(connection, max(self._budget.remaining_seconds, CLOSING_SECONDS))
-                check_schema(connection)
-                check_configured(connection, self.order.scenario_types)
-                check_source(connection, self.order.scenario_types)
-                self._check_organisations(connection)
-                opened = open_invocation(
-                    connection,
-                    self.order,
-                    self.invocation_id,
-                    started_at=self._now(),
-                    parent_invocation_id=self._parent_invocation_id,
-                )
-                if not opened or self._parent_invocation_id is not None:
-                    self._total_active_mentors, spent = join_invocation(connection, self.invocation_id)
-                    self._has_list = True
-                    self._budget = TimeBudget.start(
-                        self.order.time_budget_seconds, already_spent=spent, clock=self._clock
-                    )
-                # Whoever tells the process to stop finds the invocation either opened and announced, or neither.
-                with uninterrupted():
-                    transaction.commit()
-                    self._is_in_ledger = True
-                    self._begin(announced=not opened)
+            self._until_reachable(self._open_once)
         except Exception as exc:  # noqa: BLE001 - the boundary of the run: every failure to begin is its failure
             failure = classify(exc)
         else:
             return
-        self._begin()
+        if self._state is State.NEW:
+            self._begin(State.UNRECORDED, announced=False)
         self.fail(failure)
         raise SystemicError(failure)
 
-    def _begin(self, *, announced: bool = False) -> None:
+    def _open_once(self) -> None:
+        with self._database.connect() as connection, connection.begin() as transaction:
+            limit_statement_time(connection, max(self._budget.remaining_seconds, CLOSING_SECONDS))
+            check_schema(connection)
+            check_configured(connection, self.order.scenario_types)
+            check_source(connection, self.order.scenario_types)
+            self._check_organisations(connection)
+            opened = open_invocation(
+                connection, self.order, self.invocation_id, parent_invocation_id=self._parent_invocation_id
+            )
+            # A row that is there after a commit of ours without an answer is ours.
+            opened = opened or self._may_have_opened
+            state = State.OPEN
+            if not opened or self._parent_invocation_id is not None:
+                self._total_active_mentors, spent = join_invocation(connection, self.invocation_id)
+                self._budget = TimeBudget.start(self.order.time_budget_seconds, already_spent=spent, clock=self._clock)
+                state = State.LISTED
+            # A signal finds the invocation either opened and announced, or neither.
+            with uninterrupted():
+                self._may_have_opened = opened
+                transaction.commit()
+                self._begin(state, announced=not opened)
+
+    def _until_reachable(self, attempt: Callable[[], T]) -> T:
+        """Return what `attempt` returns, repeated while the database is out of reach and the budget lasts."""
+        pauses = Pauses()
+        while True:
+            try:
+                return attempt()
+            except Exception as exc:
+                failure = classify(exc)
+                if not failure.is_worth_waiting_for or not pauses.wait(self._budget.remaining_seconds):
+                    raise
+
+    def _begin(self, state: State, *, announced: bool) -> None:
         """Announce the invocation, unless another process has: from now on there is something to close."""
         with uninterrupted():
-            self._has_begun = True
+            self._state = state
             if not announced:
                 self._logger.emit(started_event(self.order))
 
@@ -156,25 +174,28 @@ class Invocation:
         Raises:
             SystemicError: the list cannot be read; the invocation is closed.
         """
-        self._has_list = False
+        self._state = State.OPEN
         try:
-            with self._database.begin() as connection:
-                limit_statement_time(connection, max(self._budget.remaining_seconds, CLOSING_SECONDS))
-                mentor_ids = list_active_mentors(connection, self.order, self.invocation_id)
+            mentor_ids = self._until_reachable(self._list_once)
         except Exception as exc:  # noqa: BLE001 - the boundary of the run: without a list there is no batch
             failure = classify(exc)
         else:
             self._total_active_mentors = len(mentor_ids)
-            self._has_list = True
-            return [replace(page, planned_by=self.invocation_id) for page in paginate(mentor_ids, self.order)]
+            self._state = State.LISTED
+            return paginate(mentor_ids, self.order.page_size, planned_by=self.invocation_id)
         self.fail(failure)
         raise SystemicError(failure)
+
+    def _list_once(self) -> list[str]:
+        with self._database.begin() as connection:
+            limit_statement_time(connection, max(self._budget.remaining_seconds, CLOSING_SECONDS))
+            return list_active_mentors(connection, self.order, self.invocation_id)
 
     def evaluate(self, page: Page) -> PageOutcome:
         """Evaluate one page; a failure of the run or a spent budget is an outcome, not an exception.
 
-        Where no page after this one will be evaluated, the invocation is closed here: until the last step, Dagster
-        stores entries for dozens of pages, and if its database is what failed, it waits for that.
+        Where no further page will be evaluated, the invocation is closed here. Until the last step Dagster stores
+        entries for dozens of pages, and if its own database is what failed, each of them is waited for.
 
         Raises:
             BaseException: only what interrupts the process (a signal); the invocation is closed as terminated first.
@@ -192,8 +213,8 @@ class Invocation:
             return PageUnprocessed(self.invocation_id, page, self._failure)
         budget = self._budget
         if budget.is_spent and page.number == 1:
-            # A budget that is spent before the first page would leave everybody to a next run that fares no better.
-            budget = TimeBudget.start(FIRST_PAGE_SECONDS, clock=self._clock)
+            # Without this, a budget spent before the first page would leave everybody to a run that does no better.
+            budget = TimeBudget.start(OVERTIME_SECONDS, clock=self._clock)
         if self.report is not None or budget.is_spent:
             return PageUnprocessed(self.invocation_id, page)
         try:
@@ -202,13 +223,15 @@ class Invocation:
                 if not done.unprocessed:
                     return PageEvaluated(self._parent_invocation_id or "", page.number, done.stats)
                 page = replace(page, mentor_ids=done.unprocessed)
-            result = self._trigger_engine.evaluate_page(page, self.invocation_id, budget, self._logger)
+            result = self._trigger_engine.evaluate_page(self.order, page, self.invocation_id, budget, self._logger)
         except BudgetSpentError:
             if not self._pages:
-                self._stuck_after = page.mentor_ids[-1]
+                self._skip_after = page.mentor_ids[-1]
             return PageUnprocessed(self.invocation_id, page)
         except Exception as exc:  # noqa: BLE001 - the boundary of the batch: the failure goes on as a value
             self._failure = classify(exc)
+            # Whatever the cause, a page that failed a run never stands before those that would not fail.
+            self._skip_after = page.mentor_ids[-1]
             return PageUnprocessed(self.invocation_id, page, self._failure)
         except BaseException:
             self.terminate()
@@ -221,14 +244,14 @@ class Invocation:
 
     def _evaluated_by_parent(self, page: Page) -> PageResult | None:
         """Return what the re-executed run committed of a page, also where its process died before the step ended."""
-        # Numbers of pages mean nothing across lists: a re-execution of all steps has made its own.
+        # Page numbers mean nothing across lists: a re-execution of all steps has cut its own pages.
         if self._parent_invocation_id is None or page.planned_by == self.invocation_id:
             return None
         with self._database.connect() as connection:
             return read_page(connection, page.number, self._parent_invocation_id)
 
     def _record(self, page_number: int, result: PageResult) -> None:
-        """Take a committed page into the totals and report its errors, both or neither."""
+        """Add a committed page to the totals and report its errors: both or neither."""
         with uninterrupted():
             if page_number in self._pages:
                 return
@@ -244,26 +267,28 @@ class Invocation:
         Returns:
             How it ended; a failed run is a report too.
         """
-        settled = [
+        final = [
             self.evaluate(o.page) if isinstance(o, PageUnprocessed) and o.invocation_id != self.invocation_id else o
             for o in outcomes
         ]
-        for outcome in settled:
+        for outcome in final:
             if isinstance(outcome, PageEvaluated) and outcome.invocation_id == self.invocation_id:
                 # Another process may have evaluated the page; it has reported the errors, too.
                 self._pages.setdefault(outcome.page_number, PageResult(outcome.stats))
-        unprocessed = [o for o in settled if isinstance(o, PageUnprocessed)]
+        unprocessed = [o for o in final if isinstance(o, PageUnprocessed)]
         failure = next((o.failure for o in unprocessed if o.failure is not None), None)
-        # A page that was called left may have been committed all the same, if the answer was lost for good.
-        stats = self._committed() if unprocessed else BatchStats.sum(result.stats for result in self._pages.values())
-        remaining = sum(len(self._unprocessed_of(o.page)) for o in unprocessed)
-        total = stats.total_settled + remaining
-        if failure is not None:
-            report = Report("failed", total, stats, self._budget.elapsed_ms, remaining, failure=failure)
-        elif remaining:
-            report = Report("partial", total, stats, self._budget.elapsed_ms, remaining, reason="time_budget")
-        else:
-            report = Report("completed", total, stats, self._budget.elapsed_ms)
+
+        def report(_connection: Connection | None) -> Report:
+            stats = self._stats()
+            # A page reported as unprocessed may have been committed all the same, if the reply was lost for good.
+            remaining = sum(len(self._unprocessed_of(o.page)) for o in unprocessed)
+            total = stats.total_settled + remaining
+            if failure is not None:
+                return Report("failed", total, stats, self._budget.elapsed_ms, remaining, failure=failure)
+            if remaining:
+                return Report("partial", total, stats, self._budget.elapsed_ms, remaining, reason="time_budget")
+            return Report("completed", total, stats, self._budget.elapsed_ms)
+
         return self._close(report)
 
     def _unprocessed_of(self, page: Page) -> tuple[str, ...]:
@@ -271,31 +296,40 @@ class Invocation:
         return page.mentor_ids if committed is None else committed.unprocessed
 
     def fail(self, failure: ErrorInfo) -> Report:
-        """Close the invocation as failed; how many remain is unknown where the list of mentors was never read."""
-        stats = self._committed()
-        total = self._total_active_mentors if self._has_list else stats.total_settled
-        remaining = stats.remaining_of(total) if self._has_list else None
-        return self._close(Report("failed", total, stats, self._budget.elapsed_ms, remaining, failure=failure))
+        """Close the invocation as failed; how many remain is unknown if the list of mentors was never read."""
+        is_listed = self._state is State.LISTED
+
+        def report(_connection: Connection | None) -> Report:
+            stats = self._stats()
+            total = self._total_active_mentors if is_listed else stats.total_settled
+            remaining = stats.remaining_of(total) if is_listed else None
+            return Report("failed", total, stats, self._budget.elapsed_ms, remaining, failure=failure)
+
+        return self._close(report)
 
     def terminate(self) -> Report:
-        """Close the invocation because its process was told to stop; the page in hand was rolled back."""
+        """Close the invocation because its process was told to stop; the current page was rolled back."""
         return self._stop("terminated")
 
     def _stop(self, reason: Literal["time_budget", "terminated"]) -> Report:
-        stats = self._committed()
-        total = self._total_active_mentors if self._has_list else self._count_active_mentors()
-        remaining = stats.remaining_of(total)
-        if self._has_list and remaining == 0:
-            return self._close(Report("completed", total, stats, self._budget.elapsed_ms))
-        return self._close(Report("partial", total, stats, self._budget.elapsed_ms, remaining, reason=reason))
+        is_listed = self._state is State.LISTED
 
-    def _count_active_mentors(self) -> int:
-        """Count whom the invocation would have evaluated, as it was stopped before it read their list."""
-        if not self._is_in_ledger:
+        def report(connection: Connection | None) -> Report:
+            stats = self._stats()
+            total = self._total_active_mentors if is_listed else self._count_active_mentors(connection)
+            remaining = stats.remaining_of(total)
+            if is_listed and remaining == 0:
+                return Report("completed", total, stats, self._budget.elapsed_ms)
+            return Report("partial", total, stats, self._budget.elapsed_ms, remaining, reason=reason)
+
+        return self._close(report)
+
+    def _count_active_mentors(self, connection: Connection | None) -> int:
+        """Count the mentors of an invocation that was stopped before it read their list."""
+        if connection is None:
             return 0
         try:
-            with self._database.begin() as connection:
-                self._limit_closing(connection)
+            with connection.begin_nested():
                 return len(list_active_mentors(connection, self.order, self.invocation_id))
         except Exception:  # noqa: BLE001 - the log is to be closed all the same
             return 0
@@ -306,7 +340,7 @@ class Invocation:
         Args:
             failure: why it ended, or None if the process was told to stop.
         """
-        if self.report is not None or not self._has_begun:
+        if self._state in (State.NEW, State.CLOSED):
             return
         failure = self._failure or failure
         if failure is None:
@@ -314,66 +348,75 @@ class Invocation:
         else:
             self.fail(failure)
 
-    def _committed(self) -> BatchStats:
-        """Return the sum of the pages committed so far, as the ledger has it where it can be asked.
-
-        An interrupt may fall between a page's commit and its being noted here.
-        """
-        if self._is_in_ledger:
-            try:
-                with self._database.begin() as connection:
-                    self._limit_closing(connection)
-                    pages = read_pages(connection, self.invocation_id)
-            except Exception:  # noqa: BLE001, S110 - the database may be what failed; then memory has to do
-                pass
-            else:
-                for number, result in pages.items():
-                    self._record(number, result)
+    def _stats(self) -> BatchStats:
         return BatchStats.sum(result.stats for result in self._pages.values())
 
     def _limit_closing(self, connection: Connection) -> None:
-        self._closing = self._closing or TimeBudget.start(CLOSING_SECONDS, clock=self._clock)
-        seconds = max(self._closing.remaining_seconds, LAST_STATEMENT_SECONDS)
-        limit_statement_time(connection, seconds)
+        limit_statement_time(connection, max(self._closing_budget().remaining_seconds, LAST_STATEMENT_SECONDS))
 
-    def _close(self, report: Report) -> Report:
-        """Write the end to the ledger and to the log; exactly once, whoever comes first."""
+    def _closing_budget(self) -> TimeBudget:
+        self._closing = self._closing or TimeBudget.start(CLOSING_SECONDS, clock=self._clock)
+        return self._closing
+
+    def _close(self, report_of: Callable[[Connection | None], Report]) -> Report:
+        """Write the end to the ledger and to the log, exactly once, whichever caller comes first.
+
+        Args:
+            report_of: makes the report of all pages known by then; it is given the transaction that closes the
+                ledger's row, or None if the ledger cannot be used.
+        """
+        logged: list[Report] = []
+
+        def decide(connection: Connection, _opened: OpenInvocation) -> Report:
+            if logged:
+                return logged[0]
+            # An interrupt may fall between a page's commit and its being recorded here.
+            for number, result in read_pages(connection, self.invocation_id).items():
+                self._record(number, result)
+            self._limit_closing(connection)
+            return report_of(connection)
+
+        def emit(report: Report) -> None:
+            if not logged:
+                logged.append(report)
+                for event in report.closing_events():
+                    self._logger.emit(event)
+
         with uninterrupted():
             if self.report is not None:
                 return self.report
-            closed_here, is_logged = True, False
-            if self._is_in_ledger:
+            if self._state is not State.UNRECORDED:
                 try:
-                    with self._database.begin() as connection:
-                        self._limit_closing(connection)
-                        closed_here = close_invocation(
-                            connection, self.invocation_id, report, stuck_after=self._stuck_after, now=self._now()
-                        )
-                        if closed_here:
-                            # Before the commit: a process that dies in between leaves a whole log and an open row, and
-                            # whoever closes that reads in the log how it ended. The other way round the row would be
-                            # closed, and the log would lack its end for ever.
-                            is_logged = True
-                            self._emit_closing(report)
+                    self._close_in_ledger(decide, emit)
                 except Exception as exc:  # noqa: BLE001 - the log must be closed even if the ledger cannot be
-                    if report.status != "failed" and not is_logged:
-                        report = Report(
-                            "failed",
-                            report.total_active_mentors,
-                            report.stats,
-                            report.duration_ms,
-                            report.remaining,
-                            failure=classify(exc),
-                        )
-            if not closed_here:
-                report = replace(report, status="failed", reason=None, failure=CLOSED_BY_ANOTHER)
-            self.report = report
-            if closed_here and not is_logged:
-                self._emit_closing(report)
-            if closed_here and self._is_in_ledger:
-                record_cost(self._database, self.order, report, self._now())
-            return report
+                    report = report_of(None)
+                    if report.status != "failed":
+                        report = replace(report, status="failed", reason=None, failure=classify(exc))
+                    emit(report)
+                if not logged:
+                    # Another process has written the end of the log.
+                    logged.append(replace(report_of(None), status="failed", reason=None, failure=CLOSED_MEANWHILE))
+            if not logged:
+                emit(report_of(None))
+            self.report, self._state = logged[0], State.CLOSED
+            return self.report
 
-    def _emit_closing(self, report: Report) -> None:
-        for event in report.closing_events():
-            self._logger.emit(event)
+    def _close_in_ledger(
+        self, decide: Callable[[Connection, OpenInvocation], Report], emit: Callable[[Report], None]
+    ) -> None:
+        pauses, closing = Pauses(), self._closing_budget()
+        while True:
+            try:
+                close(
+                    self._database,
+                    self.invocation_id,
+                    decide,
+                    emit,
+                    limit=self._limit_closing,
+                    skip_after=self._skip_after,
+                )
+            except Exception as exc:
+                if not classify(exc).is_worth_waiting_for or not pauses.wait(closing.remaining_seconds):
+                    raise
+            else:
+                return

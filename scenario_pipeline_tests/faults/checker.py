@@ -15,9 +15,11 @@ from typing import Any
 from sqlalchemy import Connection, Engine, text
 
 from scenario_pipeline.invocation.closing import close_dead_invocation
-from scenario_pipeline_tests import world
-from scenario_pipeline_tests.test_scheduler_job import stranger_accepts
-from scenario_pipeline_tests.world import Log
+from scenario_pipeline_tests.support import invariants
+from scenario_pipeline_tests.support.invariants import check_invariants
+from scenario_pipeline_tests.support.runs import Log
+from scenario_pipeline_tests.support.stranger import stranger_accepts
+from scenario_pipeline_tests.support.waiting import wait_until
 
 Sent = frozenset[tuple[str, str, str]]
 """What was sent to whom: mentor, scenario and `dedup_key` of each notification."""
@@ -26,7 +28,7 @@ Sent = frozenset[tuple[str, str, str]]
 GRACE_SECONDS = 2.0
 # What its process has for its own end after that: Dagster's last entries, on a machine that does other things.
 ENDING_SECONDS = 5.0
-# How long a run that is told to stop may take to close its log.
+# How long a terminated run may take to close its log.
 STOPPING_SECONDS = 2.0
 
 _OF_THE_LEDGER = (
@@ -107,7 +109,7 @@ def complaints(evidence: Evidence, database: Engine, undisturbed: Sent, next_run
         yield "the next run, which nothing disturbed, is not completed"
     yield from _unlike_the_ledger(database, following)
     yield from _broken_invariants(database)
-    sent = {(row[0], row[1], row[4]) for row in world.sent(database)}
+    sent = {(row[0], row[1], row[4]) for row in invariants.sent(database)}
     yield from (f"{name} {key} of mentor {user_id} is lost" for user_id, name, key in sorted(undisturbed - sent))
     yield from (f"{name} {key} of mentor {user_id} was not due" for user_id, name, key in sorted(sent - undisturbed))
 
@@ -234,7 +236,7 @@ def _number_sent(connection: Connection, invocation_id: str) -> int:
 def _broken_invariants(database: Engine) -> Iterator[str]:
     with database.connect() as connection:
         try:
-            world.check_invariants(connection)
+            check_invariants(connection)
         except AssertionError as exc:
             yield str(exc)
 
@@ -250,4 +252,4 @@ def _wait_for_the_end_of_its_backends(database: Engine) -> None:
         "AND application_name = 'scenario-pipeline' AND pid <> pg_backend_pid()"
     )
     with database.connect() as connection:
-        world.wait_until(lambda: connection.execute(statement).scalar_one() == 0, "the backends of the run end")
+        wait_until(lambda: connection.execute(statement).scalar_one() == 0, "the backends of the run end")

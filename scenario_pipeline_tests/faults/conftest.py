@@ -15,16 +15,16 @@ import pytest
 from scenario_pipeline.storage import database
 from scenario_pipeline.storage.embedded import EmbeddedPostgres
 from scenario_pipeline.upgrade import upgrade
-from scenario_pipeline_tests.conftest import _copy_database, let_schedulers_in, own_database
 from scenario_pipeline_tests.faults import small_world
 from scenario_pipeline_tests.faults.installation import FaultyInstallation
+from scenario_pipeline_tests.support.server import copy_database, let_schedulers_in, own_database
 
 
 @pytest.fixture(scope="session")
 def small_template(server: EmbeddedPostgres, template_database: str) -> str:
     """The name of a database with the small world in it, to copy."""
     name = "template_small_world"
-    _copy_database(server, name, template_database)
+    copy_database(server, name, template_database)
     engine = database.connect(server.url(name))
     small_world.insert(engine)
     engine.dispose()

@@ -33,11 +33,11 @@ from scenario_pipeline.engines import sql
 from scenario_pipeline.invocation import closing, run
 from scenario_pipeline.log import stdout
 from scenario_pipeline.storage import database
-from scenario_pipeline_tests import world
-from scenario_pipeline_tests.conftest import as_scheduler
 from scenario_pipeline_tests.faults import checker, small_world
 from scenario_pipeline_tests.faults.checker import Evidence
-from scenario_pipeline_tests.world import D, Log
+from scenario_pipeline_tests.support.people import D
+from scenario_pipeline_tests.support.runs import Log, make_request, run_invocation
+from scenario_pipeline_tests.support.server import as_scheduler
 
 TIME_BUDGET_SECONDS = 30.0
 # Longer than the checker allows: a run takes half a second, and one that hangs is to be complained of.
@@ -123,9 +123,9 @@ def run_job(instance: DagsterInstance) -> None:
     execute(instance, config, evaluation_date=D, on_page=between_two_pages)
 
 
-def between_two_pages(pages: int) -> None:
+def between_two_pages(done: int, total: int) -> None:
     """Called by the job after each page."""
-    del pages
+    del done, total
 
 
 def enumerate_points(signal_number: int, owner: Engine, instance: DagsterInstance, folder: Path) -> Iterator[list[str]]:
@@ -133,7 +133,7 @@ def enumerate_points(signal_number: int, owner: Engine, instance: DagsterInstanc
 
     def next_run() -> bytes:
         log = Log()
-        world.run_invocation(owner, world.make_request(page_size=small_world.PAGE_SIZE), log=log)
+        run_invocation(owner, make_request(page_size=small_world.PAGE_SIZE), log=log)
         return b"".join(log.lines)
 
     for number in count(1):

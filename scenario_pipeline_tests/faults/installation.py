@@ -17,13 +17,15 @@ from typing import IO, Any
 import psycopg
 
 from scenario_pipeline.storage import database
-from scenario_pipeline_tests import world
 from scenario_pipeline_tests.faults import checker, small_world
 from scenario_pipeline_tests.faults.checker import Evidence
-from scenario_pipeline_tests.test_cli import PROJECT, Installation
-from scenario_pipeline_tests.world import D, Log
+from scenario_pipeline_tests.support.installation import Installation
+from scenario_pipeline_tests.support.people import D, mentor_id
+from scenario_pipeline_tests.support.project import PROJECT
+from scenario_pipeline_tests.support.runs import Log, make_request, run_invocation
+from scenario_pipeline_tests.support.waiting import wait_until_blocked
 
-# Nothing here takes a run longer than a few seconds: whoever waits so long waits in vain.
+# Nothing here takes a run longer than a few seconds: a longer wait is in vain.
 PATIENCE_SECONDS = 120
 
 
@@ -93,9 +95,9 @@ class FaultyInstallation(Installation):
     @contextmanager
     def held(self, mentor: int = small_world.IN_THE_MIDDLE, **how: Any) -> Iterator[Run]:
         """Start a run and wait until it hangs at a mentor, in the middle of a page; `how` is as in `running`."""
-        with self.block_notifications_of(world.mentor_id(mentor)) as holder, self.running(**how) as run:
+        with self.block_notifications_of(mentor_id(mentor)) as holder, self.running(**how) as run:
             run.go_on = holder.close
-            world.wait_until_blocked(self.engine)
+            wait_until_blocked(self.engine)
             yield run
 
     def as_owner(self, *statements: str) -> None:
@@ -125,5 +127,5 @@ class FaultyInstallation(Installation):
     def next_run(self) -> bytes:
         """Make one more run that nothing disturbs, in this process, and return its log."""
         log = Log()
-        world.run_invocation(self.engine, world.make_request(page_size=self.page_size), log=log)
+        run_invocation(self.engine, make_request(page_size=self.page_size), log=log)
         return b"".join(log.lines)

@@ -7,10 +7,17 @@ from __future__ import annotations
 
 from sqlalchemy import Engine, text
 
-from scenario_pipeline_tests import world
 from scenario_pipeline_tests.faults.checker import Sent
-from scenario_pipeline_tests.test_scheduler_job import refuse_notifications_of
-from scenario_pipeline_tests.world import DAY, D, Mentor
+from scenario_pipeline_tests.support.people import (
+    DAY,
+    D,
+    Mentor,
+    insert_mentors,
+    insert_notification,
+    insert_organisation,
+    mentor_id,
+)
+from scenario_pipeline_tests.support.triggers import refuse_notifications_of
 
 PAGE_SIZE = 9
 OPTED_OUT, ALREADY_TOLD, POISON = 4, 7, 13
@@ -40,16 +47,16 @@ def mentors() -> list[Mentor]:
 def insert(engine: Engine) -> None:
     """Insert them, the notification that one of them has had, and the rule that fails for another."""
     with engine.begin() as connection:
-        world.insert_organisation(connection)
-        world.insert_mentors(connection, mentors())
-    refuse_notifications_of(engine, [world.mentor_id(POISON)])
+        insert_organisation(connection)
+        insert_mentors(connection, mentors())
+    refuse_notifications_of(engine, [mentor_id(POISON)])
     _tell_before(engine)
 
 
 def _tell_before(engine: Engine) -> None:
     with engine.begin() as connection:
-        world.insert_notification(
-            connection, world.mentor_id(ALREADY_TOLD), D - DAY, dedup_key=f"{_LAST_SEEN}:30", invocation_id=None
+        insert_notification(
+            connection, mentor_id(ALREADY_TOLD), D - DAY, dedup_key=f"{_LAST_SEEN}:30", invocation_id=None
         )
 
 
@@ -66,10 +73,10 @@ def forget_runs(engine: Engine) -> None:
 
 
 def expected() -> Sent:
-    """Return what stands in the notifications after a run, told by the contract's rules without any SQL."""
+    """Return the notifications expected after a run, by the contract's rules and without any SQL."""
     inactive = {(n, "inactivity", f"{_LAST_SEEN}:30") for n in _QUIET if n not in (OPTED_OUT, POISON)}
     expiring = {(n, "certification_expiry", f"first aid:{_EXPIRES_ON}:30") for n in _EXPIRING}
     # The tenth activity of those who are quiet as well is too long ago.
     reached = {(n, "milestone", "10") for n in _REACHED_TEN if n not in _QUIET}
     first = {(n, "milestone", "1") for n in range(1, 26) if n not in (*_QUIET, *_REACHED_TEN)}
-    return frozenset((world.mentor_id(n), name, key) for n, name, key in inactive | expiring | reached | first)
+    return frozenset((mentor_id(n), name, key) for n, name, key in inactive | expiring | reached | first)

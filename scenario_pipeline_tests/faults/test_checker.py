@@ -13,10 +13,11 @@ import pytest
 from sqlalchemy import Engine, text
 
 from scenario_pipeline.storage import database
-from scenario_pipeline_tests import world
 from scenario_pipeline_tests.faults import checker, small_world
 from scenario_pipeline_tests.faults.checker import Evidence
-from scenario_pipeline_tests.world import Log
+from scenario_pipeline_tests.support.invariants import sent
+from scenario_pipeline_tests.support.people import mentor_id
+from scenario_pipeline_tests.support.runs import Log, make_request, run_invocation
 
 TIME_BUDGET_SECONDS = 30.0
 
@@ -31,7 +32,7 @@ def owner(small_url: str) -> Iterator[Engine]:
 def run(owner: Engine) -> bytes:
     """Make a run and return its log."""
     log = Log()
-    world.run_invocation(owner, world.make_request(page_size=small_world.PAGE_SIZE), log=log)
+    run_invocation(owner, make_request(page_size=small_world.PAGE_SIZE), log=log)
     return b"".join(log.lines)
 
 
@@ -68,7 +69,7 @@ def edited(evidence: Evidence, line: int, **fields: Any) -> Evidence:
 
 
 def later(evidence: Evidence, line: int, seconds: float) -> str:
-    """Return the timestamp of an entry, so many seconds later."""
+    """Return the entry's timestamp, moved by this many seconds."""
     moment = datetime.fromisoformat(json.loads(evidence.log.splitlines()[line])["timestamp"])
     stamp = (moment + timedelta(seconds=seconds)).isoformat(timespec="milliseconds")
     return stamp.replace("+00:00", "Z")
@@ -149,7 +150,7 @@ def test_evidence_that_breaks_a_promise_gets_the_complaint_that_names_it(
     assert re.search(complaint, "\n".join(complaints(doctor(genuine), owner)), flags=re.M)
 
 
-QUIET = world.mentor_id(1)
+QUIET = mentor_id(1)
 DOCTORED_DATABASES: dict[str, tuple[str, str]] = {
     "a notification twice": (
         "ALTER TABLE scenario.scenario_notifications DROP CONSTRAINT scenario_notifications_dedup_key;"
@@ -167,8 +168,8 @@ DOCTORED_DATABASES: dict[str, tuple[str, str]] = {
     ),
     "a notification that was not due": (
         "UPDATE scenario.peer_mentors SET notifications_opt_out = false "
-        f"WHERE id = '{world.mentor_id(small_world.OPTED_OUT)}'",
-        rf"^inactivity \S+ of mentor {world.mentor_id(small_world.OPTED_OUT)} was not due",
+        f"WHERE id = '{mentor_id(small_world.OPTED_OUT)}'",
+        rf"^inactivity \S+ of mentor {mentor_id(small_world.OPTED_OUT)} was not due",
     ),
     "counters of a page that are not its rows": (
         "UPDATE scenario.scheduler_run_pages SET total_evaluated = total_evaluated + 1 WHERE page_number = 1",
@@ -227,6 +228,6 @@ def test_a_next_run_that_does_not_complete_is_complained_of(genuine: Evidence, o
 
 
 def test_what_is_expected_is_what_one_undisturbed_run_sends(owner: Engine) -> None:
-    """The rules are told twice, once without any SQL: both must come to the same."""
+    """The rules are written twice, once without any SQL: both must give the same result."""
     run(owner)
-    assert {(row[0], row[1], row[4]) for row in world.sent(owner)} == small_world.expected()
+    assert {(row[0], row[1], row[4]) for row in sent(owner)} == small_world.expected()

@@ -13,23 +13,13 @@ import psycopg
 import pytest
 
 from scenario_pipeline.storage.embedded import EmbeddedPostgres
-from scenario_pipeline_tests import world
-from scenario_pipeline_tests.conftest import as_scheduler
 from scenario_pipeline_tests.faults import small_world
-from scenario_pipeline_tests.faults.checker import Evidence
+from scenario_pipeline_tests.faults.endings import FAILED, LEFT, PARTIAL, ending
 from scenario_pipeline_tests.faults.installation import FaultyInstallation
+from scenario_pipeline_tests.support.server import as_scheduler
+from scenario_pipeline_tests.support.waiting import blocked_backends, wait_until_blocked
 
 pytestmark = pytest.mark.faults
-
-FAILED, PARTIAL = "scheduler_run_failed", "scheduler_run_partial"
-# In the middle, one page is committed.
-LEFT = 25 - small_world.PAGE_SIZE
-
-
-def ending(evidence: Evidence) -> tuple[str, str | None, int | None]:
-    """Return how a log ends: the entry before the last, its error type or reason, and how many remain."""
-    entry = json.loads(evidence.log.splitlines()[-2])
-    return entry["event"], entry.get("error_type") or entry.get("reason"), entry["remaining_unprocessed_count"]
 
 
 def test_a_backend_that_is_terminated_in_the_middle_of_a_page_fails_the_run(installation: FaultyInstallation) -> None:
@@ -44,7 +34,7 @@ def test_a_backend_that_is_terminated_in_the_middle_of_a_page_fails_the_run(inst
 def test_a_statement_that_is_cancelled_fails_the_run(installation: FaultyInstallation) -> None:
     """Somebody wanted it to stop: going on with the next page would overrule them."""
     with installation.held() as run:
-        installation.as_owner(f"SELECT pg_cancel_backend({world.blocked_backends(installation.engine)[0]})")
+        installation.as_owner(f"SELECT pg_cancel_backend({blocked_backends(installation.engine)[0]})")
         evidence = run.end()
     assert ending(evidence) == (FAILED, "timeout_error", LEFT)
     installation.judge(evidence)
@@ -127,7 +117,7 @@ def test_a_ledger_locked_between_two_pages_costs_the_budget_and_the_time_for_clo
         )
         with installation.held(time_budget_seconds=6) as run:
             lock.start()
-            world.wait_until_blocked(installation.engine, 2)
+            wait_until_blocked(installation.engine, 2)
             run.go_on()
             lock.join()
             evidence = run.end(ledger_lost=True)

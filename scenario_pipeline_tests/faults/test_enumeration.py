@@ -12,8 +12,8 @@ from contextlib import ExitStack, contextmanager
 import pytest
 
 from scenario_pipeline.storage.embedded import EmbeddedPostgres
-from scenario_pipeline_tests.conftest import own_database
-from scenario_pipeline_tests.test_cli import PROJECT
+from scenario_pipeline_tests.support.project import PROJECT
+from scenario_pipeline_tests.support.server import own_database
 
 pytestmark = pytest.mark.faults
 
@@ -48,7 +48,7 @@ def test_a_run_survives_each_signal_at_every_point(databases: list[str], capsys:
     assert [enumeration.returncode for enumeration in enumerations] == [0] * len(SIGNALS), told
     points = {name: int(number) for name, number in re.findall(r"^(\w+): (\d+) points$", told, flags=re.M)}
     with capsys.disabled():
-        # Whoever reads the output of CI is to see how many there were.
+        # The output of CI shows how many there were.
         sys.stdout.write(f"\n{told}")
     assert points.keys() == set(SIGNALS)
     assert min(points.values()) >= AT_LEAST, told

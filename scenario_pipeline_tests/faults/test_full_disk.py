@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 
 from scenario_pipeline.storage.embedded import EmbeddedPostgres
+from scenario_pipeline_tests.faults.endings import FAILED, LEFT, ending, lost
 from scenario_pipeline_tests.faults.installation import FaultyInstallation
-from scenario_pipeline_tests.faults.test_database_faults import FAILED, LEFT, ending
-from scenario_pipeline_tests.faults.test_stdout_faults import lost
 
 pytestmark = pytest.mark.faults
 

@@ -1,4 +1,4 @@
-"""The command line's process is killed, or told to stop, at moments that have a name."""
+"""The command line's process is killed or terminated at named moments."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from datetime import UTC, datetime
 
 import pytest
 
-from scenario_pipeline_tests import world
 from scenario_pipeline_tests.faults import small_world
 from scenario_pipeline_tests.faults.installation import FaultyInstallation
+from scenario_pipeline_tests.support.people import mentor_id
+from scenario_pipeline_tests.support.waiting import wait_until_blocked
 
 pytestmark = pytest.mark.faults
 
@@ -33,7 +34,7 @@ def waiting_at(installation: FaultyInstallation, moment: str) -> Iterator[None]:
     """Let whatever comes to this moment wait until the block ends."""
     at = MOMENTS[moment]
     if isinstance(at, int):
-        with installation.block_notifications_of(world.mentor_id(at)):
+        with installation.block_notifications_of(mentor_id(at)):
             yield
     elif moment == CLOSING:
         with installation.block(at):
@@ -50,7 +51,7 @@ def test_a_run_killed_at_any_moment_is_closed_for_it_and_the_next_one_does_the_r
 ) -> None:
     """Out of memory, a pulled plug: what was sent stays sent, and what was not is sent once."""
     with waiting_at(installation, moment), installation.running() as run:
-        world.wait_until_blocked(installation.engine)
+        wait_until_blocked(installation.engine)
         run.process.send_signal(signal.SIGKILL)
         evidence = run.end()
     assert evidence.killed
@@ -65,7 +66,7 @@ def test_a_run_told_to_stop_at_any_moment_closes_its_log_within_two_seconds(
     with ExitStack() as obstacle:
         obstacle.enter_context(waiting_at(installation, moment))
         with installation.running() as run:
-            world.wait_until_blocked(installation.engine)
+            wait_until_blocked(installation.engine)
             told_to_stop_at = datetime.now(UTC)
             run.process.send_signal(signal.SIGTERM)
             if moment == CLOSING:

@@ -12,12 +12,14 @@ import pytest
 from scenario_pipeline.loading.demo import load_demo
 from scenario_pipeline.storage import database
 from scenario_pipeline.storage.embedded import EmbeddedPostgres
-from scenario_pipeline_tests import world
-from scenario_pipeline_tests.conftest import _copy_database
 from scenario_pipeline_tests.faults import checker
 from scenario_pipeline_tests.faults.checker import Evidence, Sent
 from scenario_pipeline_tests.faults.installation import FaultyInstallation
-from scenario_pipeline_tests.world import D
+from scenario_pipeline_tests.support import invariants
+from scenario_pipeline_tests.support.invariants import sent
+from scenario_pipeline_tests.support.people import D
+from scenario_pipeline_tests.support.runs import make_request, run_invocation
+from scenario_pipeline_tests.support.server import copy_database
 
 pytestmark = pytest.mark.faults
 
@@ -38,10 +40,10 @@ def undisturbed(server: EmbeddedPostgres, crowd: FaultyInstallation) -> Sent:
     """Return what one run alone sends over a copy of the same data."""
     crowd.engine.dispose()
     name = "undisturbed_crowd"
-    _copy_database(server, name, crowd.url.rsplit("/", 1)[1])
+    copy_database(server, name, crowd.url.rsplit("/", 1)[1])
     engine = database.connect(server.url(name))
-    world.run_invocation(engine, world.make_request(page_size=PAGE_SIZE))
-    sent = frozenset((row[0], row[1], row[4]) for row in world.sent(engine))
+    run_invocation(engine, make_request(page_size=PAGE_SIZE))
+    sent = frozenset((row[0], row[1], row[4]) for row in invariants.sent(engine))
     engine.dispose()
     return sent
 
@@ -57,6 +59,6 @@ def test_eight_processes_over_ten_thousand_mentors_send_everything_once(
         left = [run.end() for run in runs]
     assert [evidence.exit_status for evidence in left] == [0] * PROCESSES
     closing = [json.loads(evidence.log.splitlines()[-1]) for evidence in left]
-    assert sum(entry["total_dispatched"] for entry in closing) == len(world.sent(crowd.engine)) == len(expected)
+    assert sum(entry["total_dispatched"] for entry in closing) == len(sent(crowd.engine)) == len(expected)
     together = Evidence(b"".join(evidence.log for evidence in left), TIME_BUDGET_SECONDS)
     checker.check(together, crowd.engine, expected, crowd.next_run)

@@ -11,17 +11,12 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
-from scenario_pipeline_tests import world
 from scenario_pipeline_tests.faults import small_world
+from scenario_pipeline_tests.faults.endings import lost
 from scenario_pipeline_tests.faults.installation import FaultyInstallation, Run
-from scenario_pipeline_tests.world import DAY, D, Mentor
+from scenario_pipeline_tests.support.people import DAY, D, Mentor, insert_mentors, mentor_id
 
 pytestmark = pytest.mark.faults
-
-
-def lost(entries: int) -> str:
-    """Return what the command says of a log that it could not write."""
-    return f"{entries} entries could not be written to stdout: the log is incomplete, the ledger is not."
 
 
 @contextmanager
@@ -62,12 +57,12 @@ def test_a_run_whose_log_meets_a_full_disk_sends_everything(installation: Faulty
 def test_a_run_whose_reader_stalls_for_ever_sends_everything(installation: FaultyInstallation) -> None:
     """A paused viewer must not hold the run, and its lost entries are counted; Dagster has captured them all."""
     with installation.engine.begin() as connection:
-        poisoned = world.insert_mentors(connection, [Mentor(n, activities=[D - 32 * DAY]) for n in range(100, 400)])
+        poisoned = insert_mentors(connection, [Mentor(n, activities=[D - 32 * DAY]) for n in range(100, 400)])
         connection.execute(
             text(f"""
             CREATE OR REPLACE FUNCTION scenario.refuse() RETURNS trigger LANGUAGE plpgsql AS $$
             BEGIN
-                IF NEW.user_id = '{world.mentor_id(small_world.POISON)}' OR NEW.user_id >= '{poisoned[0]}' THEN
+                IF NEW.user_id = '{mentor_id(small_world.POISON)}' OR NEW.user_id >= '{poisoned[0]}' THEN
                     RAISE EXCEPTION 'no message';
                 END IF;
                 RETURN NEW;

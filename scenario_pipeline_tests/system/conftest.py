@@ -23,9 +23,9 @@ from selenium.webdriver.chrome.service import Service
 
 from scenario_pipeline.defs.instance.home import load_instance
 from scenario_pipeline.settings import Settings
-from scenario_pipeline_tests import world
+from scenario_pipeline_tests.support import waiting
+from scenario_pipeline_tests.support.project import PROJECT
 
-PROJECT = Path(__file__).resolve().parent.parent.parent
 JOB = {
     "repositoryLocationName": "scenario_pipeline",
     "repositoryName": "__repository__",
@@ -39,7 +39,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 # Each look costs a request: the machine is to be left to what is waited for.
-wait_until = partial(world.wait_until, every=0.3)
+wait_until = partial(waiting.wait_until, every=0.3)
 
 
 def free_port() -> int:

@@ -30,13 +30,10 @@ from scenario_pipeline.storage import database
 from scenario_pipeline.storage.embedded import EmbeddedPostgres
 from scenario_pipeline.storage.roles import OWNER, SCHEDULER
 from scenario_pipeline.upgrade import upgrade
-from scenario_pipeline_tests import world
-from scenario_pipeline_tests.canaries import Canary, Found, files_below, leaks, process_titles, sessions_of, tables_of
 from scenario_pipeline_tests.deployment import (
     PAGE,
     PASSWORD,
     PASSWORD_CORE,
-    PROJECT,
     Deployment,
     blocks,
     deploy,
@@ -44,6 +41,17 @@ from scenario_pipeline_tests.deployment import (
     section,
     sql,
 )
+from scenario_pipeline_tests.support.canaries import (
+    Canary,
+    Found,
+    files_below,
+    leaks,
+    process_titles,
+    sessions_of,
+    tables_of,
+)
+from scenario_pipeline_tests.support.people import mentor_id, organisation_id
+from scenario_pipeline_tests.support.project import PROJECT
 from scenario_pipeline_tests.system.conftest import Api, Up, free_port, wait_until
 
 pytestmark = pytest.mark.system
@@ -257,10 +265,10 @@ def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
         [upgrading] = re.findall(r"^\(.*db upgrade\)$", section("Roles"), flags=re.M)
         deployment.shell(upgrading)
         with psycopg.connect(server.url("scenario"), autocommit=True) as connection:
-            connection.execute(f"INSERT INTO scenario.organisations VALUES ('{world.organisation_id()}', 'One', 'UTC')")
+            connection.execute(f"INSERT INTO scenario.organisations VALUES ('{organisation_id()}', 'One', 'UTC')")
             connection.execute(
                 "INSERT INTO scenario.peer_mentors (id, organisation_id, status, full_name, joined_on) "
-                f"VALUES ('{world.mentor_id(1)}', '{world.organisation_id()}', 'active', 'Kari', current_date - 30)"
+                f"VALUES ('{mentor_id(1)}', '{organisation_id()}', 'active', 'Kari', current_date - 30)"
             )
         services = Services(deployment, server)
         try:
@@ -432,7 +440,7 @@ def test_the_services_of_up_neither_show_nor_print_nor_keep_the_password_of_thei
         **{path: content for path, content in files_below(home).items() if not path.startswith(str(database_files))},
         "the server's log": (database_files / "log").read_bytes(),
         **tables_of(up.database_url),
-        **tables_of(up.database_url.removesuffix("/scenario") + "/dagster"),
+        **tables_of(up.database_url.replace("/scenario?", "/dagster?")),
     }
     assert run_id.encode() in left_behind["runs"]
     assert leaks(left_behind, [canary]) == []

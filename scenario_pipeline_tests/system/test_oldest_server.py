@@ -16,9 +16,9 @@ from scenario_pipeline.settings import Settings
 from scenario_pipeline.storage import database
 from scenario_pipeline.storage.source import Access, access_of
 from scenario_pipeline.upgrade import upgrade
-from scenario_pipeline_tests import world
-from scenario_pipeline_tests.conftest import COMMUNITY
-from scenario_pipeline_tests.test_cli import EXPECTED
+from scenario_pipeline_tests.support.installation import EXPECTED
+from scenario_pipeline_tests.support.project import COMMUNITY
+from scenario_pipeline_tests.support.runs import make_request, run_invocation
 
 pytestmark = pytest.mark.system
 
@@ -39,7 +39,7 @@ def administrators_url(debian_url: str) -> str:
 def test_the_community_hears_the_same_in_both_ways_of_reading(
     debian_url: str, administrators_url: str, tmp_path: Path
 ) -> None:
-    """Whoever has a server of PostgreSQL 15 without a superuser gets what everybody gets."""
+    """A site with PostgreSQL 15 and no superuser gets the same as any other."""
     administrator = database.connect(administrators_url)
     upgrade(administrator)
     import_folder(administrator, COMMUNITY)
@@ -58,7 +58,7 @@ def test_the_community_hears_the_same_in_both_ways_of_reading(
         for evaluation_date, expected in EXPECTED.items():
             date = parse_date(evaluation_date)
             assert date is not None
-            report = world.run_invocation(scheduler, world.make_request(date))
+            report = run_invocation(scheduler, make_request(date))
             stats = report.stats
             assert (report.total_active_mentors, stats.dispatched_by_scenario, stats.suppressed_by_reason) == expected
         settings = Settings.from_environment({"SCENARIO_DATABASE_URL": scheduler_url, "SCENARIO_HOME": str(tmp_path)})

@@ -10,11 +10,11 @@ import pytest
 from dagster import DagsterInstance, build_sensor_context
 from sqlalchemy import Engine
 
-from scenario_pipeline.definitions import defs
 from scenario_pipeline.defs.job import JOB_NAME
 from scenario_pipeline.storage import database
 from scenario_pipeline.upgrade import upgrade
-from scenario_pipeline_tests import world
+from scenario_pipeline_tests.support.definitions import definitions
+from scenario_pipeline_tests.support.people import insert_mentor, insert_organisation
 from scenario_pipeline_tests.system.conftest import wait_until
 
 pytestmark = pytest.mark.system
@@ -31,10 +31,10 @@ def engine(debian_url: str) -> Iterator[Engine]:
 def test_an_entry_of_pg_cron_becomes_a_run(
     engine: Engine, debian_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever has a pg_cron entry keeps it, and changes what it calls."""
+    """A site with a pg_cron entry keeps it, and changes what it calls."""
     with engine.begin() as connection:
-        world.insert_organisation(connection)
-        world.insert_mentor(connection)
+        insert_organisation(connection)
+        insert_mentor(connection)
     with psycopg.connect(debian_url, autocommit=True) as connection:
         connection.execute("CREATE EXTENSION pg_cron")
         connection.execute("SELECT cron.schedule('scheduler', '* * * * *', 'SELECT scenario.request_scheduler_run()')")
@@ -48,10 +48,10 @@ def test_an_entry_of_pg_cron_becomes_a_run(
     monkeypatch.setenv("SCENARIO_DATABASE_URL", debian_url)
     monkeypatch.setenv("SCENARIO_HOME", str(tmp_path / "home"))
     with DagsterInstance.local_temp(str(tmp_path), overrides={"telemetry": {"enabled": False}}) as instance:
-        context = build_sensor_context(instance=instance, repository_def=defs.get_repository_def())
-        launched = defs.resolve_sensor_def("pg_cron_requests").evaluate_tick(context).run_requests or []
+        context = build_sensor_context(instance=instance, repository_def=definitions().get_repository_def())
+        launched = definitions().resolve_sensor_def("pg_cron_requests").evaluate_tick(context).run_requests or []
         assert [request.tags["scenario/request_id"] for request in launched] == [row[0] for row in requests]
-        job = defs.resolve_job_def(JOB_NAME)
+        job = definitions().resolve_job_def(JOB_NAME)
         for request in launched:
             result = job.execute_in_process(
                 instance=instance, run_config=request.run_config, partition_key=request.partition_key, tags=request.tags

@@ -13,7 +13,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from scenario_pipeline_tests.system.conftest import PROJECT, Api, free_port, wait_until
+from scenario_pipeline_tests.support.project import PROJECT
+from scenario_pipeline_tests.system.conftest import Api, free_port, wait_until
 
 pytestmark = pytest.mark.system
 
@@ -44,7 +45,7 @@ def test_the_definitions_are_valid(clone: Path) -> None:
 
 @pytest.mark.parametrize("program", ["dagster", "dg"])
 def test_the_services_start_and_run_the_job(clone: Path, program: str, tmp_path: Path) -> None:
-    """Whoever knows Dagster types what they always type."""
+    """People who know Dagster type what they always type."""
     port = free_port()
     executable = Path(sys.executable).with_name(program)
     output = tmp_path / "services.out"

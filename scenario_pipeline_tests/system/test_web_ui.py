@@ -20,9 +20,9 @@ from selenium.webdriver.common.keys import Keys
 
 from scenario_pipeline.defs.assets import EVALUATIONS
 from scenario_pipeline.storage import database
-from scenario_pipeline_tests import world
+from scenario_pipeline_tests.support.invariants import check_invariants
+from scenario_pipeline_tests.support.stranger import stranger_accepts
 from scenario_pipeline_tests.system.conftest import Up, wait_until
-from scenario_pipeline_tests.test_scheduler_job import stranger_accepts
 
 pytestmark = pytest.mark.system
 
@@ -324,5 +324,5 @@ def test_nothing_was_sent_twice_by_all_of_this(up: Up) -> None:
         connection.execute("DROP TRIGGER IF EXISTS wait ON scenario.scheduler_run_pages")
     engine = database.connect(up.database_url)
     with engine.connect() as connection:
-        world.check_invariants(connection)
+        check_invariants(connection)
     engine.dispose()

@@ -13,10 +13,14 @@ from pathlib import Path
 from typing import Any, Self
 
 from dagster import DagsterEventType, DagsterInstance
-from dagster._core.storage.compute_log_manager import CapturedLogContext, ComputeIOType
-from dagster._core.storage.local_compute_log_manager import IO_TYPE_EXTENSION, LocalComputeLogManager
-from dagster._serdes import ConfigurableClassData
 
+from scenario_pipeline.defs.dagster_private import (
+    IO_TYPE_EXTENSION,
+    CapturedLogContext,
+    ComputeIOType,
+    ConfigurableClassData,
+    LocalComputeLogManager,
+)
 from scenario_pipeline.defs.instance.home import dagster_home
 from scenario_pipeline.log.stdout import STDOUT_SINK, LineSink
 from scenario_pipeline.settings import Settings

@@ -7,11 +7,11 @@ Belongs here: findings about Dagster's tables and its daemon. Does not belong he
 from collections.abc import Iterator
 from datetime import timedelta
 
-from dagster._core.storage.sql import check_alembic_revision
 from dagster_postgres.run_storage import run_storage
 from dagster_postgres.utils import pg_alembic_config
 from sqlalchemy import Engine, text
 
+from scenario_pipeline.defs.dagster_private import check_alembic_revision
 from scenario_pipeline.defs.instance.home import dagster_home
 from scenario_pipeline.defs.instance.storage import _ANOTHERS, _IS_ANOTHERS
 from scenario_pipeline.doctor.findings import STATEMENT_SECONDS, Finding, Status

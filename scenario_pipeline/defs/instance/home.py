@@ -1,6 +1,7 @@
 """Dagster's home folder, and the instance loaded from it.
 
-Belongs here: the folder, its `dagster.yaml`, loading. Does not belong here: the classes that the file names.
+Belongs here: the folder, the two files that Dagster reads in it, loading. Does not belong here: the classes that
+`dagster.yaml` names.
 """
 
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 from dagster import DagsterInstance
 
 from scenario_pipeline.errors import UserError
-from scenario_pipeline.settings import PROJECT_FOLDER, Settings
+from scenario_pipeline.settings import PROJECT_FOLDER, Settings, is_checkout
 
 
 def dagster_home(settings: Settings) -> Path:
@@ -31,16 +32,27 @@ def unrecorded_instance() -> DagsterInstance:
     return DagsterInstance.ephemeral()
 
 
+def dagster_file(settings: Settings, name: str) -> Path:
+    """Return the `dagster.yaml` or `workspace.yaml` that holds.
+
+    The operator's own in `SCENARIO_HOME` comes first, then the checkout's. The package has a copy of the checkout's.
+    """
+    own = settings.home / name
+    if own.exists():
+        return own
+    return PROJECT_FOLDER / name if is_checkout(PROJECT_FOLDER) else Path(__file__).with_name(name)
+
+
 def prepare_dagster_home(settings: Settings) -> Path:
-    """Create Dagster's home with the project's `dagster.yaml` in it, for processes that are told `DAGSTER_HOME`."""
-    source = PROJECT_FOLDER / "dagster.yaml"
+    """Create Dagster's home with both files in it, for processes that are started with `DAGSTER_HOME` alone."""
     home = dagster_home(settings)
-    target = home / source.name
     try:
-        content = source.read_text(encoding="utf-8")
         home.mkdir(parents=True, exist_ok=True)
-        if not target.exists() or target.read_text(encoding="utf-8") != content:
-            target.write_text(content, encoding="utf-8")
+        for name in ("dagster.yaml", "workspace.yaml"):
+            content = dagster_file(settings, name).read_text(encoding="utf-8")
+            target = home / name
+            if not target.exists() or target.read_text(encoding="utf-8") != content:
+                target.write_text(content, encoding="utf-8")
     except OSError as exc:
         raise UserError(f"Dagster's home {home} cannot be prepared: {exc.strerror}.", exit_status=1) from None
     return home

@@ -8,12 +8,12 @@ import time
 from typing import Any, Self
 
 import psycopg
-from dagster._serdes import ConfigurableClassData
 from dagster_postgres import DagsterPostgresStorage
 from dagster_postgres.utils import DagsterPostgresException
 from sqlalchemy import event
 from sqlalchemy.exc import SQLAlchemyError
 
+from scenario_pipeline.defs.dagster_private import ConfigurableClassData
 from scenario_pipeline.errors import ErrorInfo, ErrorType, SystemicError, UserError, classify
 from scenario_pipeline.settings import Settings
 from scenario_pipeline.storage import database
@@ -44,6 +44,10 @@ class Patience:
         """Wait for nothing beyond this time budget, which begins now."""
         self._until = time.monotonic() + time_budget_seconds
         self._lost_since = None
+
+    def end_run(self) -> None:
+        """Be patient again: a process may live longer than the run it executed."""
+        self._until = None
 
     def connect(self, dialect: Any, _record: Any, arguments: Any, parameters: Any) -> Any:
         """Connect as SQLAlchemy would have done (its event `do_connect`).

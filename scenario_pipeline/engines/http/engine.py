@@ -18,7 +18,7 @@ from scenario_pipeline.engines.sql import MAX_ATTEMPTS, OUTCOME_SECONDS, is_budg
 from scenario_pipeline.errors import BudgetSpentError, SystemicError, classify
 from scenario_pipeline.log.logger import StructuredLogger
 from scenario_pipeline.log.vocabulary import PageRetried
-from scenario_pipeline.records import Page, PageResult
+from scenario_pipeline.records import Page, PageResult, RunOrder
 from scenario_pipeline.storage.database import limit_statement_time
 from scenario_pipeline.storage.ledger.pages import claim_page, complete_page, read_page
 from scenario_pipeline.storage.source import organisations_of
@@ -41,7 +41,9 @@ class HttpTriggerEngine:
     def __post_init__(self) -> None:
         object.__setattr__(self, "_remote", RemoteEngine(self.options))
 
-    def evaluate_page(self, page: Page, invocation_id: str, budget: TimeBudget, logger: StructuredLogger) -> PageResult:
+    def evaluate_page(
+        self, order: RunOrder, page: Page, invocation_id: str, budget: TimeBudget, logger: StructuredLogger
+    ) -> PageResult:
         """Evaluate and commit a page, or the part of it that the budget allows; see `TriggerEngine.evaluate_page`.
 
         No transaction is open while the engine is asked. A page that is asked about again gets the first replies.
@@ -59,7 +61,7 @@ class HttpTriggerEngine:
         else:
             if committed is not None:
                 return committed
-            return self._ask(PageCalls(self._remote, page, invocation_id, organisations, logger), budget, logger)
+            return self._ask(PageCalls(self._remote, order, page, invocation_id, organisations, logger), budget, logger)
         if is_budgets_own(failure, budget):
             raise BudgetSpentError
         raise SystemicError(failure)

@@ -37,7 +37,7 @@ from scenario_pipeline.engines.http.tally import Tally
 from scenario_pipeline.errors import ErrorInfo, ErrorType
 from scenario_pipeline.log.logger import StructuredLogger, utc_now
 from scenario_pipeline.log.vocabulary import EngineCallRetried
-from scenario_pipeline.records import Page, PageResult
+from scenario_pipeline.records import Page, PageResult, RunOrder
 
 # No call lasts longer, however large the budget is.
 CALL_SECONDS = 30.0
@@ -99,19 +99,20 @@ class PageCalls:
     def __init__(
         self,
         remote: RemoteEngine,
+        order: RunOrder,
         page: Page,
         invocation_id: str,
         organisations: Mapping[str, str],
         logger: StructuredLogger,
     ) -> None:
-        self.page, self.invocation_id = page, invocation_id
+        self.page, self.invocation_id, self._order = page, invocation_id, order
         self._remote, self._breaker, self._logger = remote, remote.breaker, logger
         size = remote.options.chunk_size
         starts = range(0, len(page.mentor_ids), size)
         self._waiting = deque(_Chunk(str(n), page.mentor_ids[i : i + size]) for n, i in enumerate(starts, start=1))
         self._in_flight: dict[str, _Chunk] = {}
         self._without_answer: list[_Chunk] = []
-        self._tally = Tally(page, organisations)
+        self._tally = Tally(order, page, organisations)
         self._failure: ErrorInfo | None = None
         self._stopped = False
         self._deadline: asyncio.Timeout | None = None
@@ -295,7 +296,7 @@ class PageCalls:
             self._end_in(LAST_ASK_SECONDS)
 
     def _message(self, chunk: _Chunk) -> str:
-        order = self.page.order
+        order = self._order
         return EvaluationRequest(
             invocation_id=UUID(self.invocation_id),
             evaluation_date=order.evaluation_date,

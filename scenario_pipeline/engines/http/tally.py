@@ -13,29 +13,29 @@ from scenario_pipeline.batch_stats import DISPATCHED, NO_ORGANISATION, UNKNOWN_S
 from scenario_pipeline.engines.api import EvaluationReply, MentorResult
 from scenario_pipeline.engines.http.client import unusable
 from scenario_pipeline.errors import ErrorInfo
-from scenario_pipeline.records import MentorError, Page, PageResult
+from scenario_pipeline.records import MentorError, Page, PageResult, RunOrder
 
 
 class Tally:
     """Counts each mentor of a page at most once: as evaluated, or as an error.
 
     Args:
+        order: what they are evaluated for.
         page: whose mentors are counted.
         organisations: the organisation of each mentor who has one.
     """
 
-    def __init__(self, page: Page, organisations: Mapping[str, str]) -> None:
-        self._page, self._organisations = page, organisations
+    def __init__(self, order: RunOrder, page: Page, organisations: Mapping[str, str]) -> None:
+        self._scenario_types, self._page, self._organisations = order.scenario_types, page, organisations
         self._evaluated: Counter[str] = Counter()
         self._outcomes: Counter[OutcomeKey] = Counter()
         self._errors: dict[str, ErrorInfo] = {}
 
     def fits(self, reply: EvaluationReply) -> bool:
         """Whether each result stays within the scenarios that were asked about."""
-        scenario_types = self._page.order.scenario_types
         return all(
-            result.dispatched.keys() <= set(scenario_types)
-            and sum(result.dispatched.values()) + sum(result.suppressed.values()) <= len(scenario_types)
+            result.dispatched.keys() <= set(self._scenario_types)
+            and sum(result.dispatched.values()) + sum(result.suppressed.values()) <= len(self._scenario_types)
             for result in reply.results
         )
 

@@ -19,7 +19,7 @@ from scenario_pipeline.batch_stats import DISPATCHED
 from scenario_pipeline.engines.api import EvaluationReply, EvaluationRequest, RemoteError
 from scenario_pipeline.engines.sql import Evaluation
 from scenario_pipeline.errors import BudgetSpentError, ErrorInfo, ErrorType, SystemicError
-from scenario_pipeline.records import Page, PageResult, RunOrder
+from scenario_pipeline.records import PageResult, RunOrder
 from scenario_pipeline.storage import source
 from scenario_pipeline.storage.database import check_schema, limit_statement_time
 from scenario_pipeline.storage.tables import scheduler_runs, trigger_engine_replies
@@ -181,8 +181,8 @@ def _evaluate(connection: Connection, asked: EvaluationRequest, budget: TimeBudg
         page_size=None,
         triggered_by="manual",
     )
-    page = Page(1, tuple(mentor_id for mentor_id in mentor_ids if mentor_id in existing), order)
-    result = Evaluation(connection, page, str(asked.invocation_id), budget, by_mentor=True).run()
+    present = [mentor_id for mentor_id in mentor_ids if mentor_id in existing]
+    result = Evaluation(connection, order, present, str(asked.invocation_id), budget, by_mentor=True).run()
     return _reply_of(mentor_ids, existing, result)
 
 

@@ -60,9 +60,7 @@ def _closed(connection: Connection, condition: ColumnElement[bool]) -> list[Clos
     runs, sent = scheduler_runs, scenario_notifications
     of_run = select(func.count()).where(sent.c.invocation_id == runs.c.invocation_id).scalar_subquery()
     rows = connection.execute(
-        select(runs, of_run.label("notifications"))
-        .where(condition, runs.c.status != "running")
-        .order_by(runs.c.started_at, runs.c.invocation_id)
+        select(runs, of_run.label("notifications")).where(condition, runs.c.status != "running").order_by(runs.c.number)
     ).all()
     names = Report("completed", 0, BatchStats(), 0).totals()
     return [

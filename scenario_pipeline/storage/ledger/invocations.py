@@ -6,9 +6,11 @@ Belongs here: statements on `scheduler_runs` and on the configuration's cost col
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import datetime
 
 from sqlalchemy import (
+    BigInteger,
     ColumnElement,
     Connection,
     Integer,
@@ -40,7 +42,6 @@ def open_invocation(
     order: RunOrder,
     invocation_id: str,
     *,
-    started_at: datetime,
     parent_invocation_id: str | None,
 ) -> bool:
     """Insert the invocation's row unless another process of the same invocation has done so.
@@ -77,7 +78,7 @@ def open_invocation(
             engine=order.engine_name,
             time_budget_ms=order.time_budget_ms,
             status="running",
-            started_at=started_at,
+            started_at=func.clock_timestamp(),
             total_active_mentors=func.coalesce(cast(parent_left, Integer), 0),
             resume_after=resume_position(order).scalar_subquery(),
         )
@@ -117,7 +118,7 @@ def resume_position(order: RunOrder) -> Select[tuple[str | None]]:
     latest = (
         select(runs.c.invocation_id, runs.c.status, runs.c.resume_after)
         .where(same_kind if order.continues is None else runs.c.invocation_id == order.continues)
-        .order_by(runs.c.started_at.desc(), runs.c.invocation_id)
+        .order_by(runs.c.number.desc())
         .limit(1)
         .cte("latest")
     )
@@ -169,13 +170,34 @@ def list_active_mentors(connection: Connection, order: RunOrder, invocation_id: 
     return mentor_ids
 
 
-def read_request(connection: Connection, invocation_id: str) -> tuple[RunOrder, int, datetime] | None:
-    """Return what an invocation was to do, its number of active mentors and when it started; None if it is closed."""
-    row = connection.execute(
-        select(scheduler_runs).where(
-            scheduler_runs.c.invocation_id == invocation_id, scheduler_runs.c.status == "running"
-        )
-    ).one_or_none()
+@dataclass(frozen=True)
+class OpenInvocation:
+    """An invocation that nothing has closed yet.
+
+    Attributes:
+        order: what it is to do.
+        total_active_mentors: mentors it set out to evaluate, as far as it had counted them.
+        elapsed_ms: whole milliseconds since it was opened, by the database's clock.
+    """
+
+    order: RunOrder
+    total_active_mentors: int
+    elapsed_ms: int
+
+
+def lock_open_invocation(connection: Connection, invocation_id: str) -> OpenInvocation | None:
+    """Lock an open invocation's row, so that no page is committed for it; None if it is closed or never was opened.
+
+    Waits for the pages that hold the row (`claim_page`).
+    """
+    runs = scheduler_runs
+    elapsed = func.extract("epoch", func.clock_timestamp() - runs.c.started_at)
+    statement = (
+        select(runs, cast(elapsed * 1000, BigInteger).label("elapsed_ms"))
+        .where(runs.c.invocation_id == invocation_id, runs.c.status == "running")
+        .with_for_update(of=runs)
+    )
+    row = connection.execute(statement).one_or_none()
     if row is None:
         return None
     order = RunOrder(
@@ -188,7 +210,7 @@ def read_request(connection: Connection, invocation_id: str) -> tuple[RunOrder, 
         page_size=None,
         triggered_by=row.triggered_by,
     )
-    return order, row.total_active_mentors, row.started_at
+    return OpenInvocation(order, row.total_active_mentors, max(0, row.elapsed_ms))
 
 
 def overdue_invocations(connection: Connection, now: datetime, grace_seconds: float) -> list[str]:
@@ -199,50 +221,35 @@ def overdue_invocations(connection: Connection, now: datetime, grace_seconds: fl
     return list(connection.execute(statement.order_by(runs.c.started_at)).scalars())
 
 
-def close_invocation(
-    connection: Connection,
-    invocation_id: str,
-    report: Report,
-    *,
-    stuck_after: str | None,
-    now: datetime,
-) -> bool:
-    """Write how the invocation ended, unless it is closed already.
+def close_invocation(connection: Connection, invocation_id: str, report: Report, *, skip_after: str | None) -> None:
+    """Write how an invocation ended, whose row this transaction has locked.
 
     Args:
-        connection: inside a transaction.
+        connection: inside the transaction that locked the row.
         invocation_id: which invocation.
         report: its totals.
-        stuck_after: the last mentor of the page that a whole budget could not finish, which goes to the end of the
-            queue so that nobody else starves; else None.
-        now: the moment of closing.
-
-    Returns:
-        Whether this call closed it; only then may the closing events be emitted.
+        skip_after: the last mentor of the page that goes to the end of the queue, so that nobody else starves: one
+            that failed the run, or that a whole budget could not finish. None if there is no such page.
     """
     runs = scheduler_runs
     reached = last_mentor_reached(literal(invocation_id, runs.c.invocation_id.type))
-    inherited = func.coalesce(reached, literal(stuck_after, runs.c.resume_after.type), runs.c.resume_after)
-    resume_after = null() if report.status == "completed" else inherited
-    statement = (
+    inherited = func.coalesce(literal(skip_after, runs.c.resume_after.type), reached, runs.c.resume_after)
+    connection.execute(
         update(runs)
-        .where(runs.c.invocation_id == invocation_id, runs.c.status == "running")
+        .where(runs.c.invocation_id == invocation_id)
         .values(
             **report.totals(),
             status=report.status,
-            finished_at=now,
+            finished_at=func.clock_timestamp(),
             remaining_unprocessed_count=report.remaining,
-            resume_after=resume_after,
+            resume_after=null() if report.status == "completed" else inherited,
         )
-        .returning(runs.c.invocation_id)
     )
-    return connection.execute(statement).scalar_one_or_none() is not None
 
 
-def record_evaluations(connection: Connection, order: RunOrder, stats: BatchStats, now: datetime) -> None:
+def record_evaluations(connection: Connection, order: RunOrder, stats: BatchStats) -> None:
     """Write `last_evaluated_count` and `last_evaluated_at` to the configuration rows that took part.
 
-    In a transaction of its own: whoever has locked a row of the configuration must not keep a run from being closed.
     The rows are locked in key order first, so that runs that end together do not deadlock.
     """
     table = scenario_evaluation_config
@@ -269,6 +276,6 @@ def record_evaluations(connection: Connection, order: RunOrder, stats: BatchStat
                 table.c.scenario_type == bindparam("of_scenario"),
                 table.c.organisation_id.is_not_distinct_from(bindparam("of_organisation")),
             )
-            .values(last_evaluated_count=bindparam("count"), last_evaluated_at=now),
+            .values(last_evaluated_count=bindparam("count"), last_evaluated_at=func.clock_timestamp()),
             notes,
         )

@@ -8,30 +8,53 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Connection, select, update
+from sqlalchemy import Connection, literal, select, update
 from sqlalchemy.dialects.postgresql import insert
 
 from scenario_pipeline.batch_stats import BatchStats
-from scenario_pipeline.errors import ErrorInfo, ErrorType
+from scenario_pipeline.errors import ErrorInfo, ErrorType, SystemicError
 from scenario_pipeline.records import MentorError, Page, PageResult
-from scenario_pipeline.storage.tables import scheduler_run_pages
+from scenario_pipeline.storage.tables import scheduler_run_pages, scheduler_runs
+
+CLOSED_MEANWHILE = ErrorInfo(ErrorType.EVALUATION_LOGIC, "the invocation was closed while its process went on")
 
 
 def claim_page(connection: Connection, page: Page, invocation_id: str) -> PageResult | None:
     """Begin a page: insert its row, or return what it came to if it was committed before.
 
-    The insert waits for another transaction that holds the same row, so a commit whose answer was lost is settled by
-    asking again: either its row is there, or it never happened and this transaction takes its place.
+    A claim needs the invocation to be open, and keeps it from being closed until this transaction ends. The insert
+    waits for another transaction that holds the same row. So asking again shows what became of a commit whose answer
+    was lost: either its row is there, or it never happened and this transaction takes its place.
+
+    Raises:
+        SystemicError: the invocation is closed.
     """
+    runs, pages = scheduler_runs, scheduler_run_pages
+    is_open = (
+        select(runs.c.invocation_id)
+        .where(runs.c.invocation_id == invocation_id, runs.c.status == "running")
+        .with_for_update(read=True)
+        .cte("is_open")
+    )
     statement = (
-        insert(scheduler_run_pages)
-        .values(invocation_id=invocation_id, page_number=page.number, last_mentor_id=page.mentor_ids[-1])
+        insert(pages)
+        .from_select(
+            [pages.c.invocation_id, pages.c.page_number, pages.c.last_mentor_id],
+            select(
+                is_open.c.invocation_id,
+                literal(page.number),
+                literal(page.mentor_ids[-1], pages.c.last_mentor_id.type),
+            ),
+        )
         .on_conflict_do_nothing()
-        .returning(scheduler_run_pages.c.page_number)
+        .returning(pages.c.page_number)
     )
     if connection.execute(statement).scalar_one_or_none() is not None:
         return None
-    return read_page(connection, page.number, invocation_id)
+    committed = read_page(connection, page.number, invocation_id)
+    if committed is None:
+        raise SystemicError(CLOSED_MEANWHILE)
+    return committed
 
 
 def read_page(connection: Connection, page_number: int, invocation_id: str | None) -> PageResult | None:

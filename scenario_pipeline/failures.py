@@ -1,0 +1,88 @@
+"""The failure taxonomy: what can fail, as values and exceptions of our own.
+
+Belongs here: the closed set of error types (contract section 5), a failure as a value, and the exceptions that carry
+one. Does not belong here: foreign errors (`errors`), or a library that takes time to import: every command pays it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from scenario_pipeline.sanitiser import sanitise
+
+
+class ErrorType(StrEnum):
+    """Why an evaluation or a run failed: a closed set (contract section 5)."""
+
+    NETWORK = "network_error"
+    TIMEOUT = "timeout_error"
+    EVALUATION_LOGIC = "evaluation_logic_error"
+    DATABASE = "database_error"
+
+
+@dataclass(frozen=True)
+class ErrorInfo:
+    """A failure as a value.
+
+    Attributes:
+        error_type: one of the four types.
+        error_message: one sentence that holds no value from a row, sanitised when it is made: it also goes where the
+            logger does not stand, into the ledger, into step outputs and into Dagster's events.
+        sqlstate: the five-character SQLSTATE where the database named one.
+    """
+
+    error_type: ErrorType
+    error_message: str
+    sqlstate: str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "error_message", sanitise(self.error_message))
+
+    @property
+    def is_about_a_row(self) -> bool:
+        """Whether the database refused a value, so that other mentors of the page may still be evaluated.
+
+        True for SQLSTATE classes 22 (data exception), 21 (cardinality), 23502 and 23514 (not-null and check
+        violation) and P0001 (raised by a rule). Everything else is systemic (contract section 6).
+        """
+        state = self.sqlstate or ""
+        return state[:2] in {"21", "22"} or state in {"23502", "23514", "P0001"}
+
+    @property
+    def is_worth_a_retry(self) -> bool:
+        """Whether the same transaction may succeed when repeated at once (deadlock, serialization failure)."""
+        return self.sqlstate in {"40P01", "40001"}
+
+    @property
+    def is_worth_waiting_for(self) -> bool:
+        """Whether the database may be back soon: it was out of reach, or had no connection to spare (53300)."""
+        return self.error_type is ErrorType.NETWORK or self.sqlstate == "53300"
+
+
+class UserError(Exception):
+    """A mistake that one clear sentence explains: what is wrong, where, and what to do.
+
+    Args:
+        message: the sentence; it never holds a personal value or a secret.
+        exit_status: what the command line ends with: 2 for wrong usage, 1 for anything else (contract section 5).
+    """
+
+    def __init__(self, message: str, *, exit_status: int = 2) -> None:
+        super().__init__(message)
+        self.exit_status = exit_status
+
+
+class SystemicError(Exception):
+    """A failure that concerns the run and not a mentor; carries what the closing events report.
+
+    Raised `from None` on purpose: Dagster stores the text of every chained exception.
+    """
+
+    def __init__(self, info: ErrorInfo) -> None:
+        super().__init__(info.error_message)
+        self.info = info
+
+
+class BudgetSpentError(Exception):
+    """The time budget ended while a page was in hand; the page was rolled back and is left to the next run."""

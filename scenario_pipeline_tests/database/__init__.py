@@ -1,0 +1,1 @@
+"""Tests on an embedded Postgres server, without Dagster."""

@@ -1,0 +1,1 @@
+"""Tests of Dagster's jobs, schedules and sensors, and of commands that start runs."""
