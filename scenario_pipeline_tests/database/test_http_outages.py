@@ -15,12 +15,11 @@ from sqlalchemy import Engine, text
 
 from scenario_pipeline.engines.http.page_calls import MAX_CALLS
 from scenario_pipeline.errors import ErrorType
-from scenario_pipeline_tests.database.test_service_command import the_command
 from scenario_pipeline_tests.support.http_runs import nobody_due, run
 from scenario_pipeline_tests.support.invariants import consistent, sent
 from scenario_pipeline_tests.support.people import quiet_mentors
 from scenario_pipeline_tests.support.scripted_server import Asked, ScriptedServer, answering, never, send, well
-from scenario_pipeline_tests.support.service import TOKEN
+from scenario_pipeline_tests.support.service import TOKEN, the_command
 from scenario_pipeline_tests.support.waiting import wait_until_blocked
 
 # How often a health check fails before the engine is back: longer than any call is repeated.
