@@ -99,9 +99,8 @@ def test_imports_run_one_way() -> None:
         ("click", ("cli",)),
         ("httpx", ("engines.http.client",)),
         ("psutil", ("doctor.environment", "storage.postgres_tools")),
-        ("tenacity", ("engines.http.page_calls",)),
-        ("fastapi", ("engines.service.app", "engines.service.server")),
-        ("uvicorn", ("engines.service.server",)),
+        ("fastapi", ("engines.service.app",)),
+        ("uvicorn", ("engines.service.connections",)),
     ],
 )
 def test_a_library_is_imported_in_its_drawer_only(library: str, drawers: tuple[str, ...]) -> None:

@@ -14,7 +14,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from scenario_pipeline.engines.http.client import LAST_ASK_SECONDS, RemoteEngine, RemoteOptions, unusable
 from scenario_pipeline.engines.http.page_calls import PageCalls
-from scenario_pipeline.engines.sql import MAX_ATTEMPTS, SETTLING_SECONDS, is_budgets_own
+from scenario_pipeline.engines.sql import MAX_ATTEMPTS, OUTCOME_SECONDS, is_budgets_own
 from scenario_pipeline.errors import BudgetSpentError, SystemicError, classify
 from scenario_pipeline.log.logger import StructuredLogger
 from scenario_pipeline.log.vocabulary import PageRetried
@@ -53,7 +53,7 @@ class HttpTriggerEngine:
             raise SystemicError(unusable(sentence))
         try:
             with self.database.connect() as connection, connection.begin():
-                limit_statement_time(connection, max(budget.remaining_seconds, SETTLING_SECONDS))
+                limit_statement_time(connection, max(budget.remaining_seconds, OUTCOME_SECONDS))
                 committed = read_page(connection, page.number, invocation_id)
                 organisations = organisations_of(connection, page.mentor_ids)
         except SQLAlchemyError as exc:
@@ -75,7 +75,7 @@ class HttpTriggerEngine:
         except Exception:
             raise
         except BaseException:
-            # Told to stop: what is in hand is settled and what was answered is kept, as at the end of a budget.
+            # Asked to stop: as at the end of a budget, requests in flight get one final attempt and replies are kept.
             self._remote.call(calls.stop)
             with contextlib.suppress(Exception):
                 result = running.result(2 * LAST_ASK_SECONDS)
@@ -91,7 +91,7 @@ class HttpTriggerEngine:
         for attempt in range(1, MAX_ATTEMPTS + 1):
             try:
                 with self.database.begin() as connection:
-                    limit_statement_time(connection, SETTLING_SECONDS)
+                    limit_statement_time(connection, OUTCOME_SECONDS)
                     committed = claim_page(connection, page, invocation_id)
                     if committed is None:
                         complete_page(connection, page, invocation_id, result)
@@ -106,5 +106,5 @@ class HttpTriggerEngine:
         raise SystemicError(failure)
 
     def close(self) -> None:
-        """Close the connections; waits for nothing that does not end within `CLOSING_SECONDS`."""
+        """Close the connections; this takes about `CLOSING_SECONDS` at most."""
         self._remote.close()
