@@ -26,8 +26,6 @@ from scenario_pipeline.time_budget import Pauses, TimeBudget
 
 # How often a page's transaction is begun before a deadlock fails the run.
 MAX_ATTEMPTS = 4
-# How long it may take to learn what became of a commit.
-OUTCOME_SECONDS = 2.0
 # A page that ends its own connection so often, on a server that takes a new one each time, fails the run.
 MAX_LOSSES = 5
 # A match can lose a race to each of a few writers; one that loses again and again meets no writer but an old row.

@@ -30,9 +30,6 @@ from scenario_pipeline.log.logger import utc_now
 
 CONNECT_SECONDS = 5.0
 BACKOFF_SECONDS = 0.25
-# How long after the budget's end it may take to learn what became of the requests in flight. With the second that the
-# first page may take although the budget is spent, this stays below the two that a run may last longer.
-LAST_ASK_SECONDS = 0.75
 CLOSING_SECONDS = 1.0
 T = TypeVar("T")
 

@@ -27,7 +27,6 @@ from scenario_pipeline.engines.api import (
 )
 from scenario_pipeline.engines.http.breaker import backoff
 from scenario_pipeline.engines.http.client import (
-    LAST_ASK_SECONDS,
     CallFailedError,
     RemoteEngine,
     bounded_body,
@@ -35,6 +34,7 @@ from scenario_pipeline.engines.http.client import (
 )
 from scenario_pipeline.engines.http.tally import Tally
 from scenario_pipeline.errors import ErrorInfo, ErrorType
+from scenario_pipeline.limits import LAST_ASK_SECONDS
 from scenario_pipeline.log.logger import StructuredLogger, utc_now
 from scenario_pipeline.log.vocabulary import EngineCallRetried
 from scenario_pipeline.records import Page, PageResult, RunOrder
