@@ -10,11 +10,14 @@ import errno
 import os
 import re
 import socket
+from typing import Any
 
 import psycopg
 import sqlalchemy.exc
 
 from scenario_pipeline.failures import BudgetSpentError, ErrorInfo, ErrorType, SystemicError, UserError
+from scenario_pipeline.sanitiser import sanitise
+from scenario_pipeline.sqlstates import is_of_a_row
 
 __all__ = ["BudgetSpentError", "ErrorInfo", "ErrorType", "SystemicError", "UserError", "classify"]
 
@@ -36,11 +39,9 @@ class NoConnectionError(psycopg.OperationalError):
 # PostgreSQL's condition names stand in psycopg as class names: DivisionByZero -> division_by_zero.
 _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 _TIMEOUT_STATES = frozenset({"57014", "55P03", "25P03", "25P04"})
-_LOGIC_CLASSES = ("21", "22")
 # Classes whose primary message names objects of the schema and settings of the server, never a value of a row.
 _NO_VALUES = ("25", "40", "42", "53", "55", "57")
 _NETWORK_ERRNOS = frozenset({errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH})
-_LOGIC_STATES = frozenset({"P0001", "23502", "23514"})
 
 
 def classify(exc: BaseException) -> ErrorInfo:
@@ -99,26 +100,47 @@ def _classify_driver_error(orig: BaseException | None, *, disconnected: bool) ->
         if disconnected or (type(orig).__name__ == "OperationalError" and _is_unreachable(orig)):
             return ErrorInfo(ErrorType.NETWORK, "the connection to the database was refused or lost")
         return ErrorInfo(ErrorType.DATABASE, "the database refused the connection or the statement")
-    name = _CAMEL.sub("_", type(orig).__name__).lower()
-    sentence = f"SQLSTATE {state} {name}"
+    sentence = f"SQLSTATE {state}"
+    # A state that a rule made up has the class of its whole family, whose name would say something else.
+    if type(orig).__module__.endswith(".errors"):
+        sentence += f" {_CAMEL.sub('_', type(orig).__name__).lower()}"
     diagnostic = getattr(orig, "diag", None)
-    if state.startswith(_NO_VALUES) and (reported := getattr(diagnostic, "message_primary", None)):
-        sentence += f": {reported}"
-    elif state == "22P05":
+    if state.startswith(_NO_VALUES) and not is_of_a_row(state):
+        reported = getattr(diagnostic, "message_primary", None)
+        sentence += f": {_trusted(diagnostic, reported)}" if reported else ""
+    if state == "22P05":
         sentence += ": the encoding of the database has no place for a letter; use a database in UTF8"
     for label, value in (
         ("constraint", getattr(diagnostic, "constraint_name", None)),
         ("table", getattr(diagnostic, "table_name", None)),
     ):
         if value:
-            sentence += f", {label} {value}"
+            sentence += f", {label} {_trusted(diagnostic, value)}"
     if state in _TIMEOUT_STATES:
         return ErrorInfo(ErrorType.TIMEOUT, sentence, state)
     if state.startswith(("08", "57P0")):
         return ErrorInfo(ErrorType.NETWORK, sentence, state)
-    if state[:2] in _LOGIC_CLASSES or state in _LOGIC_STATES:
+    if is_of_a_row(state):
         return ErrorInfo(ErrorType.EVALUATION_LOGIC, sentence, state)
     return ErrorInfo(ErrorType.DATABASE, sentence, state)
+
+
+# Files of the server's source whose messages name objects of the catalog, settings and time limits. A rule or a trigger
+# can put anything into the same fields; then the file is that of its language (`pl_exec.c` for PL/pgSQL).
+_FILES_WITH_NAMES_ONLY = frozenset(
+    f"{name}.c"
+    for name in (
+        *("aclchk", "dependency", "execExprInterp", "execIndexing", "execMain", "functioncmds", "lmgr", "namespace"),
+        *("nbtinsert", "parse_func", "parse_oper", "parse_relation", "parse_target", "parse_type", "postgres"),
+        *("postinit", "proc", "ri_triggers", "rls", "rowsecurity", "tablecmds"),
+    )
+)
+
+
+def _trusted(diagnostic: Any, text: str) -> str:
+    """Return what the server itself said, as it is; what a rule may have said, sanitised."""
+    file = (getattr(diagnostic, "source_file", None) or "").rpartition("/")[2]
+    return text if file in _FILES_WITH_NAMES_ONLY else sanitise(text)
 
 
 def _is_unreachable(orig: BaseException | None) -> bool:

@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from scenario_pipeline.sanitiser import sanitise
+from scenario_pipeline.sanitiser import own_words
+from scenario_pipeline.sqlstates import is_of_a_row
 
 
 class ErrorType(StrEnum):
@@ -27,8 +28,9 @@ class ErrorInfo:
 
     Attributes:
         error_type: one of the four types.
-        error_message: one sentence that holds no value from a row, sanitised when it is made: it also goes where the
-            logger does not stand, into the ledger, into step outputs and into Dagster's events.
+        error_message: one sentence in our own words, with names from closed sources only: it also goes where the
+            logger does not stand, into the ledger, into step outputs and into Dagster's events. Whoever puts foreign
+            text into it sanitises that text first.
         sqlstate: the five-character SQLSTATE where the database named one.
     """
 
@@ -37,17 +39,15 @@ class ErrorInfo:
     sqlstate: str | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "error_message", sanitise(self.error_message))
+        object.__setattr__(self, "error_message", own_words(self.error_message))
 
     @property
     def is_about_a_row(self) -> bool:
         """Whether the database refused a value, so that other mentors of the page may still be evaluated.
 
-        True for SQLSTATE classes 22 (data exception), 21 (cardinality), 23502 and 23514 (not-null and check
-        violation) and P0001 (raised by a rule). Everything else is systemic (contract section 6).
+        What is not, by the tables of `sqlstates`, is systemic (contract section 6).
         """
-        state = self.sqlstate or ""
-        return state[:2] in {"21", "22"} or state in {"23502", "23514", "P0001"}
+        return self.sqlstate is not None and is_of_a_row(self.sqlstate)
 
     @property
     def is_worth_a_retry(self) -> bool:

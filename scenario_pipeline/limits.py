@@ -13,6 +13,8 @@ from __future__ import annotations
 GRACE_SECONDS = 2.0
 CLOSING_SECONDS = 1.0
 OVERTIME_SECONDS = GRACE_SECONDS - CLOSING_SECONDS
+# How long a remote engine is asked once more about the requests in flight when the budget ended.
+LAST_ASK_SECONDS = 0.75
 # The last statement of a closing gets this much, even if those before it took longer than expected.
 LAST_STATEMENT_SECONDS = 0.2
 # Pauses between attempts to reach a database: a run goes on within a second of its return.

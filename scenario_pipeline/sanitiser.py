@@ -23,6 +23,20 @@ _MAX_CLEAN = 1000
 _clean: set[str] = set()
 
 
+class OwnWords(str):
+    """A sentence of this project that may be logged as it is: nothing in it is foreign, or that part was sanitised."""
+
+    __slots__ = ()
+
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+")
+
+
+def own_words(sentence: str) -> OwnWords:
+    """Return one of our own sentences as what it is: one line of 1 to 500 characters."""
+    return OwnWords(_CONTROL.sub(" ", sentence).strip()[:MAX_OUTPUT].strip() or _EMPTY)
+
+
 def sanitise(message: object) -> str:
     """Reduce a message to what may be logged: the classification and the rest that names nobody.
 

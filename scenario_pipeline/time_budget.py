@@ -20,11 +20,13 @@ class TimeBudget:
         started_at: reading of `clock` when the invocation began, in seconds.
         seconds: length of the budget.
         clock: a monotonic clock in seconds; an argument, so that tests need not wait.
+        overtime: seconds after its end for what may not be cut off there.
     """
 
     started_at: float
     seconds: float
     clock: Callable[[], float] = time.monotonic
+    overtime: float = OVERTIME_SECONDS
 
     @classmethod
     def start(
@@ -51,7 +53,7 @@ class TimeBudget:
     @property
     def overtime_seconds(self) -> float:
         """Seconds until what may not be cut off at the end of the budget must be over, never below 0."""
-        return max(0.0, self.seconds + OVERTIME_SECONDS - self.elapsed_seconds)
+        return max(0.0, self.seconds + self.overtime - self.elapsed_seconds)
 
     @property
     def is_spent(self) -> bool:

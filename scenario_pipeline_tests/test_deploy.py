@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
-import yaml  # type: ignore[import-untyped]  # its stubs are one more dependency, for one call
+import yaml
 from click.testing import CliRunner
 from dagster._config import process_config
 from dagster._core.instance.config import dagster_instance_config_schema

@@ -20,17 +20,18 @@ from scenario_pipeline.defs.assets import OWNERS
 from scenario_pipeline.defs.dagster_private import is_valid_cron_string
 from scenario_pipeline.defs.liveness import running_invocation
 from scenario_pipeline.errors import UserError
+from scenario_pipeline.scenarios import Scenario, registry
 from scenario_pipeline.settings import Settings
 
 
-def checked_cron(cron: str) -> str:
-    """Return a cron expression that Dagster understands.
+def checked_cron(cron: str, name: str = "SCENARIO_CRON") -> str:
+    """Return a cron expression that Dagster understands; `name` says whose it is.
 
     Raises:
         UserError: it does not.
     """
     if not is_valid_cron_string(cron):
-        raise UserError("SCENARIO_CRON must be a cron expression of five fields such as 0 * * * *.")
+        raise UserError(f"{name} must be a cron expression of five fields such as 0 * * * *.")
     return cron
 
 
@@ -65,7 +66,7 @@ def _scheduled(
 
 
 def build_schedules(job: JobDefinition, settings: Settings) -> list[ScheduleDefinition]:
-    """Return the schedule of all scenarios, and one for each scenario that needs to run alone.
+    """Return the schedule of all scenarios, and one for each scenario, for those that need to run alone.
 
     Raises:
         UserError: `SCENARIO_CRON` is no cron expression.
@@ -79,21 +80,18 @@ def build_schedules(job: JobDefinition, settings: Settings) -> list[ScheduleDefi
         on=True,
         description="Evaluates all scenarios for the current date.",
     )
-    # The contingency for a scenario that costs more than the others: each by itself, at its own hour.
-    alone = [
-        _scheduled(
-            job,
-            settings,
-            f"{scenario_type}_schedule",
-            cron,
-            (scenario_type,),
-            on=False,
-            description=f"Evaluates {scenario_type} alone; meant for use instead of the schedule of all scenarios.",
-        )
-        for scenario_type, cron in (
-            ("inactivity", "10 6 * * *"),
-            ("milestone", "20 * * * *"),
-            ("certification_expiry", "30 6 * * *"),
-        )
-    ]
-    return [everything, *alone]
+    return [everything, *(_alone(job, settings, scenario) for scenario in registry().values())]
+
+
+def _alone(job: JobDefinition, settings: Settings, scenario: Scenario) -> ScheduleDefinition:
+    """Return the contingency for a scenario that costs more than the others: by itself, at an hour of its own."""
+    scenario_type = scenario.scenario_type
+    return _scheduled(
+        job,
+        settings,
+        f"{scenario_type}_schedule",
+        checked_cron(scenario.cron or settings.cron, f"The cron of the scenario {scenario_type}"),
+        (scenario_type,),
+        on=False,
+        description=f"Evaluates {scenario_type} alone; meant for use instead of the schedule of all scenarios.",
+    )

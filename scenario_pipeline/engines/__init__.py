@@ -21,6 +21,6 @@ class TriggerEngine(Protocol):
             BudgetSpentError: the budget ended first; nothing of the page was committed.
             SystemicError: the failure concerns the run and not a mentor; nothing of the page is known to be committed.
 
-        A page that was committed in part says in its result who is left, and why if the run cannot go on.
+        The result of a page that was committed in part names the unprocessed mentors, and why the run cannot go on.
         """
         ...

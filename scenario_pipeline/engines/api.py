@@ -19,11 +19,12 @@ from pydantic import UUID4, BaseModel, ConfigDict, FailFast, Field, ValidationEr
 
 from scenario_pipeline.errors import ErrorInfo, ErrorType
 from scenario_pipeline.log.vocabulary import UUID4_PATTERN, Name, Reason
+from scenario_pipeline.sanitiser import sanitise
 from scenario_pipeline.settings import MAX_ENGINE_CHUNK_SIZE
 
 EVALUATIONS_PATH = "/v1/evaluations"
 HEALTH_PATH = "/v1/health"
-# How long the caller waits for the answer: what is not committed by then would be in no total.
+# How long the caller waits for the answer: work committed later would be in no total.
 TIME_LEFT_HEADER = "Scenario-Time-Left-Ms"
 MAX_REPLY_BYTES = 10 * 1024 * 1024
 # Brackets and commas of a reply: its values in memory are many times as large as `[],[],[]` is on the wire.
@@ -50,7 +51,7 @@ class EvaluationRequest(BaseModel):
 
 
 class RemoteError(BaseModel):
-    """An error as an engine tells it."""
+    """An error as an engine reports it."""
 
     model_config = _SHAPE
 
@@ -61,7 +62,8 @@ class RemoteError(BaseModel):
         """Return it as our own value: an unknown type is `evaluation_logic_error`, the message is sanitised."""
         known = self.error_type in {kind.value for kind in ErrorType}
         kind = ErrorType(self.error_type) if known else ErrorType.EVALUATION_LOGIC
-        return ErrorInfo(kind, self.error_message or "the trigger engine gave no reason")
+        message = sanitise(self.error_message) if self.error_message else "the trigger engine gave no reason"
+        return ErrorInfo(kind, message)
 
 
 class MentorResult(BaseModel):
@@ -108,7 +110,7 @@ class Verdict(Enum):
 
 
 def verdict_of(status: int) -> Verdict:
-    """Tell what any number in the place of a status code says."""
+    """Return what any number in the place of a status code says."""
     match status:
         case 200:
             return Verdict.ANSWERED
@@ -116,7 +118,7 @@ def verdict_of(status: int) -> Verdict:
             return Verdict.CONTENT
         case 408 | 504:
             return Verdict.TIMED_OUT
-        # Another request with the same key, or for the same mentors, is in hand.
+        # Another request with the same key, or for the same mentors, is in flight.
         case 409 | 423 | 425:
             return Verdict.CONFLICT
         case 429:
@@ -132,9 +134,9 @@ class CallFailure:
     """Why a call brought no results, and what may be done about it.
 
     Attributes:
-        info: what is told.
-        fails_run: whether every other call would fail alike.
-        splits: whether the mentors of the chunk are to be asked about in halves.
+        info: what is reported.
+        fails_run: whether every other call would fail the same way.
+        splits: whether to ask about the mentors of the chunk in halves.
         retries: whether the same call may succeed later.
         retry_after_seconds: how long the engine wants to be left alone; None if it does not say.
     """
@@ -157,7 +159,7 @@ def timed_out(message: str) -> CallFailure:
 
 
 def failure_of(status: int, headers: Mapping[str, str], body: bytes | bytearray, now: datetime) -> CallFailure:
-    """Tell what went wrong with a call that was answered with something else than results.
+    """Return what went wrong with a call whose answer held no results.
 
     Args:
         status: any status code; 200 where the body was not what it should be.

@@ -1,6 +1,6 @@
 """Scenario selects as SECURITY DEFINER functions, for a scheduler that row-level security holds back.
 
-Belongs here: making these functions from the selects, and telling whether they are this release's. Does not belong
+Belongs here: making these functions from the selects, and comparing them with this release's. Does not belong
 here: calling them in a page's statement (`engines.statement`).
 """
 
@@ -72,7 +72,7 @@ def replace_functions(connection: Connection) -> list[str]:
     Returns:
         Their names with the types of their arguments.
     """
-    # Like the select in a run, a function may name what is not there yet: that is for the run to report.
+    # A function may name what does not exist yet, as the select in a run may: the run reports that.
     connection.execute(text("SET LOCAL check_function_bodies = off"))
     made = []
     for name in registry():

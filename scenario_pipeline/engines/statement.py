@@ -80,7 +80,7 @@ def decision_statement(scenario_types: tuple[str, ...], access: Access, by_mento
         or_(sent.c.dedup_key == due.c.dedup_key, sent.c.evaluation_date == evaluation_date),
     )
     reason = case(
-        # Whoever may have opted out is not sent anything.
+        # A mentor who may have opted out is sent nothing.
         (page.c.notifications_opt_out.is_not(False), "opted_out"),
         (is_duplicate, "duplicate"),
         # A notification dated after the evaluation date holds as well: the distance is negative.
@@ -210,7 +210,7 @@ def _matches(
     """Select the matches of one scenario: user_id, threshold, crossed_on, dedup_key."""
     if access is Access.FUNCTIONS:
         return source.called(function_name(name), "found", MATCH_COLUMNS, mentor_ids, evaluation_date)
-    # Without a name of its own: a scenario may be called as something else in the statement is.
+    # It gets no name: the scenario's own might be that of another part of the statement.
     return registry()[name].matches(page, own_configuration(name, configuration), evaluation_date).subquery()
 
 

@@ -132,14 +132,12 @@ def close_dead_invocation(
             if event.name not in written:
                 logger.emit(event)
 
-    report = close(
-        database,
-        invocation_id,
-        decide,
-        emit,
-        limit=lambda connection: limit_statement_time(connection, CLOSING_SECONDS),
-    )
+    report = close(database, invocation_id, decide, emit, limit=_limit)
     return None if report is None else (orders[0], report)
+
+
+def _limit(connection: Connection) -> None:
+    limit_statement_time(connection, CLOSING_SECONDS)
 
 
 def _as_written(written: Mapping[str, Mapping[str, Any]], report: Report) -> Report:

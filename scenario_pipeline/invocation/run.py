@@ -30,6 +30,7 @@ from scenario_pipeline.records import Page, PageEvaluated, PageOutcome, PageResu
 from scenario_pipeline.report import Report
 from scenario_pipeline.scenarios import check_configured
 from scenario_pipeline.storage.database import check_schema, limit_statement_time
+from scenario_pipeline.storage.ledger.closed import notifications_of
 from scenario_pipeline.storage.ledger.invocations import (
     OpenInvocation,
     join_invocation,
@@ -214,7 +215,7 @@ class Invocation:
         budget = self._budget
         if budget.is_spent and page.number == 1:
             # Without this, a budget spent before the first page would leave everybody to a run that does no better.
-            budget = TimeBudget.start(OVERTIME_SECONDS, clock=self._clock)
+            budget = TimeBudget(self._clock(), OVERTIME_SECONDS, self._clock, overtime=0.0)
         if self.report is not None or budget.is_spent:
             return PageUnprocessed(self.invocation_id, page)
         try:
@@ -374,7 +375,12 @@ class Invocation:
             for number, result in read_pages(connection, self.invocation_id).items():
                 self._record(number, result)
             self._limit_closing(connection)
-            return report_of(connection)
+            report = report_of(connection)
+            if self.order.engine_name == "http":
+                # An engine that shares the database may have dispatched for pages whose replies were lost.
+                found = notifications_of(connection, self.invocation_id)
+                report = replace(report, stats=report.stats + found.dispatched_beyond(report.stats))
+            return report
 
         def emit(report: Report) -> None:
             if not logged:

@@ -16,7 +16,7 @@ from sqlalchemy import Connection, Engine, exists, select
 from sqlalchemy.dialects.postgresql import insert
 
 from scenario_pipeline.errors import UserError
-from scenario_pipeline.loading.bulk import Progress, copy_rows, loading, lock_loading
+from scenario_pipeline.loading.bulk import Progress, copy_rows, loading, lock_loading, reporter
 from scenario_pipeline.storage.tables import SCHEMA, organisations, peer_mentors, source_mentors
 
 MAX_MENTORS = 10_000_000
@@ -94,49 +94,37 @@ def load_demo(
     if not 1 <= mentors <= MAX_MENTORS:
         raise UserError(f"--mentors must be between 1 and {MAX_MENTORS:,}.")
     maker = _Maker(mentors, activities_per_mentor, seed, today)
-
-    def report(name: str, count: int) -> None:
-        if progress is not None:
-            progress(name, count)
-
     with loading(database) as connection:
         lock_loading(connection)
         if _is_loaded(connection, maker.organisation_ids):
             return dict.fromkeys(("organisations", "mentors", "activities", "certifications"), 0)
-        connection.execute(
-            insert(organisations).on_conflict_do_nothing(),
-            [
-                {"id": id_, "name": name, "timezone": timezone}
-                for id_, (name, timezone) in zip(maker.organisation_ids, _ORGANISATIONS, strict=True)
-            ],
-        )
-        return {
-            "organisations": len(_ORGANISATIONS),
-            "mentors": copy_rows(
-                connection,
-                (SCHEMA, "peer_mentors"),
-                (
-                    *("id", "organisation_id", "status", "full_name", "email", "phone", "locale", "joined_on"),
-                    "notifications_opt_out",
-                ),
-                maker.mentor_rows(),
-                lambda count: report("mentors", count),
-            ),
-            "activities": copy_rows(
-                connection,
-                (SCHEMA, "mentor_activities"),
-                ("user_id", "activity_type", "activity_date"),
-                maker.activity_rows(),
-                lambda count: report("activities", count),
-            ),
-            "certifications": copy_rows(
-                connection,
-                (SCHEMA, "mentor_certifications"),
-                ("user_id", "certification_type", "expires_on"),
-                maker.certification_rows(),
-                lambda count: report("certifications", count),
-            ),
-        }
+        return _load(connection, maker, progress)
+
+
+def _load(connection: Connection, maker: _Maker, progress: Progress | None) -> dict[str, int]:
+    connection.execute(
+        insert(organisations).on_conflict_do_nothing(),
+        [
+            {"id": id_, "name": name, "timezone": timezone}
+            for id_, (name, timezone) in zip(maker.organisation_ids, _ORGANISATIONS, strict=True)
+        ],
+    )
+    columns_of_mentors = (
+        *("id", "organisation_id", "status", "full_name", "email", "phone", "locale", "joined_on"),
+        "notifications_opt_out",
+    )
+    counts = {"organisations": len(_ORGANISATIONS)}
+    for name, table, columns, rows in (
+        ("mentors", "peer_mentors", columns_of_mentors, maker.mentor_rows()),
+        ("activities", "mentor_activities", ("user_id", "activity_type", "activity_date"), maker.activity_rows()),
+        (
+            *("certifications", "mentor_certifications"),
+            ("user_id", "certification_type", "expires_on"),
+            maker.certification_rows(),
+        ),
+    ):
+        counts[name] = copy_rows(connection, (SCHEMA, table), columns, rows, reporter(progress, name))
+    return counts
 
 
 def _is_loaded(connection: Connection, organisation_ids: list[str]) -> bool:

@@ -20,7 +20,7 @@ import structlog
 
 from scenario_pipeline.log.stdout import MAX_LINE_BYTES, STDOUT_SINK, LineSink
 from scenario_pipeline.log.vocabulary import SCHEMA_VERSION, Event
-from scenario_pipeline.sanitiser import sanitise
+from scenario_pipeline.sanitiser import OwnWords, sanitise
 
 MAX_TEXT = 500
 MAX_COMMON_TEXT = 128
@@ -126,7 +126,10 @@ class _SinkLogger:
 def _sanitise_message(_logger: Any, _method: str, entry: structlog.typing.EventDict) -> structlog.typing.EventDict:
     if "error_message" in entry:
         message = entry["error_message"]
-        entry["error_message"] = sanitise(message) if type(message) is str else PLACEHOLDER
+        if type(message) is OwnWords:
+            entry["error_message"] = str(message)
+        else:
+            entry["error_message"] = sanitise(message) if type(message) is str else PLACEHOLDER
     return entry
 
 

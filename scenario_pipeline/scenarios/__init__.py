@@ -1,7 +1,8 @@
 """Scenarios: one module each, found through `registry`.
 
-Belongs here: what a scenario is, and how installed ones are found: every module of this package and every entry point
-of the group `scenario_pipeline.scenarios`. Does not belong here: any one scenario's rule, dispatch or cooldown.
+Belongs here: what a scenario is, what it is built from, and how installed ones are found: every module of this package
+and every entry point of the group `scenario_pipeline.scenarios`. An author imports nothing else of the project.
+Does not belong here: any one scenario's rule, dispatch or cooldown.
 """
 
 from __future__ import annotations
@@ -11,19 +12,44 @@ import pkgutil
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from datetime import date
+from functools import cache, partial
 from importlib.metadata import entry_points
+from typing import Any, TypeAlias
 
-from sqlalchemy import ColumnElement, Connection, FromClause, Select, select
+from sqlalchemy import ColumnElement, Connection, FromClause, Select, Table, Text, case, cast, func, select
 from sqlalchemy.dialects.postgresql import insert
 
 from scenario_pipeline.errors import ErrorInfo, ErrorType, SystemicError, UserError
-from scenario_pipeline.storage.tables import scenario_evaluation_config
+from scenario_pipeline.storage.tables import scenario_evaluation_config, source_activities, source_certifications
 
 ENTRY_POINT_GROUP = "scenario_pipeline.scenarios"
+# Longer text enters a `dedup_key` as its hash: an index takes no key of some thousand bytes.
+MAX_KEY_TEXT_BYTES = 200
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
+# Its schedule would have the name of the schedule of all scenarios.
+_RESERVED = "scenario_scheduler"
 
-MatchesOf = Callable[[FromClause, FromClause, ColumnElement[object]], Select[tuple[str, int, object, str]]]
+activities: Table = source_activities
+"""What mentors did: `user_id`, `activity_type`, `activity_date`; rows after the evaluation date included."""
+
+certifications: Table = source_certifications
+"""What mentors hold: `user_id`, `certification_type`, `expires_on`."""
+
+Page: TypeAlias = FromClause
+"""The mentors to evaluate: `user_id`, `organisation_id`, `joined_on`."""
+
+Configuration: TypeAlias = FromClause
+"""Enabled rows of this scenario only: `organisation_id`, `thresholds`, `lookback_days`."""
+
+EvaluationDate: TypeAlias = ColumnElement[date]
+"""The date for which the mentors are evaluated."""
+
+Matches: TypeAlias = Select[str, int, date, str]
+"""At most one row for each mentor: `user_id`, `threshold`, `crossed_on`, `dedup_key`."""
+
+MatchesOf: TypeAlias = Callable[[Page, Configuration, EvaluationDate], Matches]
+"""Builds the set-based select of a scenario."""
 
 
 @dataclass(frozen=True)
@@ -36,10 +62,9 @@ class Scenario:
         thresholds: default thresholds, in days or activity counts.
         lookback_days: default look-back window: how many missed days are caught up.
         cooldown_days: default distance between two notifications of one mentor.
-        matches: builds the set-based select. It is given `page` (columns `user_id`, `organisation_id`, `joined_on`),
-            `configuration` (columns `organisation_id`, `thresholds`, `lookback_days`; enabled rows of this scenario
-            only) and the evaluation date, and returns at most one row a mentor: `user_id`, `threshold`,
-            `crossed_on`, `dedup_key`.
+        matches: builds the set-based select from a `Page`, a `Configuration` and the evaluation date.
+        cron: when the scenario's own schedule ticks, in five fields; None for `SCENARIO_CRON`. That schedule is off
+            until somebody switches it on, since another one evaluates all scenarios.
     """
 
     scenario_type: str
@@ -48,10 +73,25 @@ class Scenario:
     lookback_days: int
     cooldown_days: int
     matches: MatchesOf
+    cron: str | None = None
 
     def __post_init__(self) -> None:
-        if not _NAME.fullmatch(self.scenario_type):
-            raise ValueError(f"{self.scenario_type!r} is no scenario type: it must match [a-z][a-z0-9_]*")
+        if not _NAME.fullmatch(self.scenario_type) or self.scenario_type == _RESERVED:
+            sentence = f"it must match [a-z][a-z0-9_]*, have at most 63 characters and not be {_RESERVED}"
+            raise ValueError(f"{self.scenario_type!r} is no scenario type: {sentence}")
+
+
+def bounded_text(value: ColumnElement[Any]) -> ColumnElement[str]:
+    """Return free text as it may enter a `dedup_key` (contract section 3).
+
+    Args:
+        value: an expression of type text, such as a column.
+
+    Returns:
+        The text itself, or the 64 hexadecimal digits of its SHA-256 where it is longer than 200 bytes.
+    """
+    digest = func.encode(func.sha256(func.convert_to(value, "UTF8")), "hex")
+    return cast(case((func.octet_length(value) <= MAX_KEY_TEXT_BYTES, value), else_=digest), Text)
 
 
 @cache
@@ -71,18 +111,26 @@ def registry() -> Mapping[str, Scenario]:
 
 def _built_in() -> Iterable[Scenario]:
     for module in pkgutil.iter_modules(__path__):
-        yield importlib.import_module(f"{__name__}.{module.name}").SCENARIO
+        yield _loaded(module.name, partial(_scenario_of, f"{__name__}.{module.name}"), "The module scenarios/{}.py")
+
+
+def _scenario_of(module: str) -> object:
+    return importlib.import_module(module).SCENARIO
 
 
 def _from_entry_points() -> Iterable[Scenario]:
     for entry_point in entry_points(group=ENTRY_POINT_GROUP):
-        try:
-            scenario = entry_point.load()
-        except Exception as exc:  # foreign code: whatever it raises, the user must learn which package
-            raise UserError(f"The scenario {entry_point.name} cannot be loaded: {type(exc).__name__}.") from exc
-        if not isinstance(scenario, Scenario):
-            raise UserError(f"The entry point {entry_point.name} does not name a Scenario.")
-        yield scenario
+        yield _loaded(entry_point.name, entry_point.load, "The entry point {}")
+
+
+def _loaded(name: str, load: Callable[[], object], place: str) -> Scenario:
+    try:
+        scenario = load()
+    except Exception as exc:  # foreign code: whatever it raises, the user must learn which scenario it is
+        raise UserError(f"The scenario {name} cannot be loaded: {type(exc).__name__}.") from exc
+    if not isinstance(scenario, Scenario):
+        raise UserError(f"{place.format(name)} does not name a Scenario.")
+    return scenario
 
 
 def select_scenarios(names: Iterable[str]) -> tuple[str, ...]:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from sqlalchemy import ColumnElement, Date, FromClause, Integer, Select, Text, cast, func, literal, select, true
+from sqlalchemy import Date, Integer, Text, cast, func, literal, select, true
 
-from scenario_pipeline.scenarios import Scenario
-from scenario_pipeline.storage.tables import source_certifications
+from scenario_pipeline.scenarios import (
+    Configuration,
+    EvaluationDate,
+    Matches,
+    Page,
+    Scenario,
+    bounded_text,
+    certifications,
+)
 
 
-def matches(
-    page: FromClause, configuration: FromClause, evaluation_date: ColumnElement[object]
-) -> Select[tuple[str, int, object, str]]:
+def matches(page: Page, configuration: Configuration, evaluation_date: EvaluationDate) -> Matches:
     """Select the due certification that expires first (then by type), at its lowest crossed T: the latest crossing."""
-    certification = source_certifications
+    certification = certifications
     thresholds = func.unnest(configuration.c.thresholds).table_valued("days", name="thresholds").render_derived()
     threshold = thresholds.c.days
     crossed_on = certification.c.expires_on - threshold
@@ -40,7 +45,7 @@ def matches(
             cast(due.c.threshold, Integer).label("threshold"),
             cast(due.c.expires_on - due.c.threshold, Date).label("crossed_on"),
             cast(
-                due.c.certification_type
+                bounded_text(due.c.certification_type)
                 + literal(":")
                 + func.to_char(due.c.expires_on, "YYYY-MM-DD")
                 + literal(":")
@@ -61,4 +66,5 @@ SCENARIO = Scenario(
     lookback_days=7,
     cooldown_days=7,
     matches=matches,
+    cron="30 6 * * *",
 )

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from sqlalchemy import ColumnElement, Date, FromClause, Integer, Select, Text, cast, func, literal, select, true
+from sqlalchemy import Date, Integer, Text, cast, func, literal, select, true
 
-from scenario_pipeline.scenarios import Scenario
-from scenario_pipeline.storage.tables import source_activities
+from scenario_pipeline.scenarios import Configuration, EvaluationDate, Matches, Page, Scenario, activities
 
 
-def matches(
-    page: FromClause, configuration: FromClause, evaluation_date: ColumnElement[object]
-) -> Select[tuple[str, int, object, str]]:
+def matches(page: Page, configuration: Configuration, evaluation_date: EvaluationDate) -> Matches:
     """Select mentors whose `last date + T` lies in the look-back window; the highest such T, which crossed latest."""
-    activity = source_activities
+    activity = activities
     last_activity = (
         select(func.max(activity.c.activity_date).label("on"))
         .where(activity.c.user_id == page.c.user_id, activity.c.activity_date <= evaluation_date)
@@ -51,4 +48,5 @@ SCENARIO = Scenario(
     lookback_days=7,
     cooldown_days=30,
     matches=matches,
+    cron="10 6 * * *",
 )

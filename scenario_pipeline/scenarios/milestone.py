@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from sqlalchemy import ColumnElement, Date, FromClause, Integer, Select, Text, cast, func, select, true
+from sqlalchemy import Date, Integer, Text, cast, func, select, true
 
-from scenario_pipeline.scenarios import Scenario
-from scenario_pipeline.storage.tables import source_activities
+from scenario_pipeline.scenarios import Configuration, EvaluationDate, Matches, Page, Scenario, activities
 
 
-def matches(
-    page: FromClause, configuration: FromClause, evaluation_date: ColumnElement[object]
-) -> Select[tuple[str, int, object, str]]:
+def matches(page: Page, configuration: Configuration, evaluation_date: EvaluationDate) -> Matches:
     """Select mentors whose T-th activity is dated in the look-back window; of several T the highest.
 
     A threshold is crossed in the window when it lies above the count before the window and not above the count at
     its end. Mentors without an activity in the window, the great majority, cost one short index range.
     """
-    activity = source_activities
+    activity = activities
     window_start = evaluation_date - configuration.c.lookback_days
     recent = (
         select(func.count().label("n"))
@@ -71,4 +68,5 @@ SCENARIO = Scenario(
     lookback_days=7,
     cooldown_days=1,
     matches=matches,
+    cron="20 * * * *",
 )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +170,7 @@ def _alembic_config() -> Config:
     return config
 
 
+@cache
 def code_version() -> str:
     """Return the newest schema version that this code knows."""
     head = ScriptDirectory.from_config(_alembic_config()).get_current_head()

@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import socket
-import subprocess
-import sys
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 
 import httpx
 import pytest
@@ -22,8 +17,7 @@ from scenario_pipeline.engines.service.server import check_may_start
 from scenario_pipeline.errors import UserError
 from scenario_pipeline_tests.support.invariants import sent
 from scenario_pipeline_tests.support.people import quiet_mentors
-from scenario_pipeline_tests.support.project import PROJECT
-from scenario_pipeline_tests.support.service import TOKEN, a_request, post
+from scenario_pipeline_tests.support.service import TOKEN, a_request, post, the_command
 from scenario_pipeline_tests.support.waiting import wait_until, wait_until_blocked
 
 
@@ -48,23 +42,6 @@ def test_without_a_token_it_serves_this_machine_only_and_only_if_asked(
     else:
         with pytest.raises(UserError, match="SCENARIO_ENGINE_TOKEN"):
             check_may_start(host, token, allow_anonymous=allow_anonymous)
-
-
-@contextmanager
-def the_command(*arguments: str, **environment: str) -> Iterator[subprocess.Popen[str]]:
-    inherited = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "scenario_pipeline", "engine", "--port", "0", *arguments],
-        env=inherited | {"PYTHONPATH": str(PROJECT)} | environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -13,7 +13,8 @@ import pytest
 from sqlalchemy import Engine, event, text
 
 from scenario_pipeline.engines.api import EVALUATIONS_PATH
-from scenario_pipeline.engines.service.app import EVALUATIONS, EngineService, _remove_old_replies
+from scenario_pipeline.engines.service.app import EVALUATIONS, EngineService
+from scenario_pipeline.engines.service.replies import remove_old_replies
 from scenario_pipeline.storage import database
 from scenario_pipeline_tests.support.invariants import sent
 from scenario_pipeline_tests.support.people import mentor_id, quiet_mentors
@@ -78,13 +79,13 @@ def test_the_time_left_is_looked_at_once_more_before_the_commit(
 ) -> None:
     """The last statement may have had its result in time, and its caller gone since."""
     asked = a_request(quiet_mentors(engine, 1))
-    remove = _remove_old_replies
+    remove = remove_old_replies
 
     def slowly(connection: Any) -> None:
         remove(connection)
         time.sleep(1)
 
-    monkeypatch.setattr("scenario_pipeline.engines.service.app._remove_old_replies", slowly)
+    monkeypatch.setattr("scenario_pipeline.engines.service.replies.remove_old_replies", slowly)
     assert post(served, asked, Scenario_Time_Left_Ms="800").status_code == 504
     assert sent(engine) == []
 

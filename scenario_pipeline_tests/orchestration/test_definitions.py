@@ -68,6 +68,7 @@ def test_jobs_schedules_sensors_checks_and_ops_are_described_and_owned() -> None
     job = definitions().resolve_job_def(JOB_NAME)
     job = definitions().resolve_job_def(JOB_NAME)
     job = definitions().resolve_job_def(JOB_NAME)
+    job = definitions().resolve_job_def(JOB_NAME)
     found |= {"job": job, **{node.name: node.definition for node in job.nodes}}
     found |= {spec.name: spec for checks in definitions().asset_checks or [] for spec in checks.check_specs}
     assert len(found) == 4 + 4 + 1 + 3 + 2

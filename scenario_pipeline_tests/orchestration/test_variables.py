@@ -17,7 +17,7 @@ from scenario_pipeline.loading.merge import import_folder
 from scenario_pipeline.settings import VARIABLES, Settings, is_timezone, unknown_variables
 
 PACKAGE = Path(__file__).resolve().parent.parent.parent / "scenario_pipeline"
-README = (PACKAGE.parent / "README.md").read_text(encoding="utf-8")
+SETTINGS_PAGE = (PACKAGE.parent / "docs" / "reference" / "settings.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_an_empty_variable_is_not_warned_of_and_no_name_can_break_a_line() -> No
 def test_each_variable_that_is_read_or_written_about_is_a_setting() -> None:
     """A setting that the code reads and warns of at once would be worse than none."""
     read = set(re.findall(r'get\("(SCENARIO_\w+)"\)', (PACKAGE / "settings.py").read_text(encoding="utf-8")))
-    told = set(re.findall(r"\bSCENARIO_[A-Z_]+[A-Z]\b", README))
+    told = set(re.findall(r"\bSCENARIO_[A-Z_]+[A-Z]\b", SETTINGS_PAGE))
     assert read
     assert (read | told) - VARIABLES == set()
 

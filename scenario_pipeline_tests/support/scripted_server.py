@@ -45,6 +45,7 @@ class ScriptedServer:
 
     def __init__(self, script: Script, tls: ssl.SSLContext | None = None) -> None:
         self.script, self.asked, self._tls = script, list[Asked](), tls
+        self.health: Callable[[socket.socket], None] = lambda connection: send(connection, b'{"status": "ok"}')
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._open: list[socket.socket] = []
         self.port = self._listener.getsockname()[1]
@@ -80,19 +81,23 @@ class ScriptedServer:
                 connection = self._tls.wrap_socket(connection, server_side=True)
                 self._open.append(connection)
             asked = _read_request(connection)
-            self.asked.append(asked)
-            self.script(asked, connection)
+            if asked is None:
+                self.health(connection)
+            else:
+                self.asked.append(asked)
+                self.script(asked, connection)
             connection.shutdown(socket.SHUT_WR)
 
 
-def _read_request(connection: socket.socket) -> Asked:
+def _read_request(connection: socket.socket) -> Asked | None:
+    """Return a request for evaluations, or None for a question about health."""
     stream = connection.makefile("rb")
-    stream.readline()
+    asks_for_health = stream.readline().startswith(b"GET ")
     headers = {}
     while line := stream.readline().strip():
         name, _, value = line.decode().partition(": ")
         headers[name.lower()] = value
-    return Asked(headers, json.loads(stream.read(int(headers["content-length"]))))
+    return None if asks_for_health else Asked(headers, json.loads(stream.read(int(headers["content-length"]))))
 
 
 def send(

@@ -6,18 +6,22 @@ Belongs here: serving and asking. Does not belong here: what an answer must say.
 from __future__ import annotations
 
 import json
+import os
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import httpx
-import uvicorn
 
 from scenario_pipeline.engines.api import EVALUATIONS_PATH
 from scenario_pipeline.engines.service.app import EngineService
+from scenario_pipeline.engines.service.connections import make_server
 from scenario_pipeline_tests.support.people import D, new_invocation_id
+from scenario_pipeline_tests.support.project import PROJECT
 from scenario_pipeline_tests.support.runs import ALL_SCENARIOS
 from scenario_pipeline_tests.support.waiting import wait_until
 
@@ -28,8 +32,7 @@ TOKEN = "t0ken-of-the-tests"
 def serving(engine_service: EngineService) -> Iterator[str]:
     """Serve on a free port of this machine; yield the base URL."""
     listener = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(engine_service.app(), log_config=None, log_level="critical", access_log=False)
-    server = uvicorn.Server(config)
+    server = make_server(engine_service)
     thread = threading.Thread(target=server.run, args=([listener],))
     thread.start()
     try:
@@ -71,3 +74,20 @@ def result_of(mentor_id: str, *, dispatched: Any = None, suppressed: Any = None,
         "suppressed": suppressed or {},
         "error": error,
     }
+
+
+@contextmanager
+def the_command(*arguments: str, **environment: str) -> Iterator[subprocess.Popen[str]]:
+    inherited = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "scenario_pipeline", "engine", "--port", "0", *arguments],
+        env=inherited | {"PYTHONPATH": str(PROJECT)} | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()

@@ -7,7 +7,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-import yaml  # type: ignore[import-untyped]
+import yaml
 
 from scenario_pipeline.defs import local_run
 from scenario_pipeline.defs.instance import home

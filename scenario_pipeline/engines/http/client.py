@@ -24,14 +24,12 @@ from typing import Any, TypeVar
 import httpx
 
 from scenario_pipeline.engines.api import HEALTH_PATH, CallFailure, failure_of, max_reply_bytes, timed_out, unreachable
+from scenario_pipeline.engines.http.breaker import Breaker
 from scenario_pipeline.errors import ErrorInfo, ErrorType, classify
 from scenario_pipeline.log.logger import utc_now
 
 CONNECT_SECONDS = 5.0
 BACKOFF_SECONDS = 0.25
-# How long after the budget's end it may take to learn what became of the requests in hand. With the second that the
-# first page may take although the budget is spent, this stays below the two that a run may last longer.
-LAST_ASK_SECONDS = 0.75
 CLOSING_SECONDS = 1.0
 T = TypeVar("T")
 
@@ -63,7 +61,7 @@ class _Loop(asyncio.SelectorEventLoop):
     async def getaddrinfo(self, host: Any, port: Any, **options: Any) -> Any:
         found: asyncio.Future[Any] = self.create_future()
 
-        def settle(value: Any, exc: Exception | None) -> None:
+        def finish(value: Any, exc: Exception | None) -> None:
             if not found.done():
                 found.set_result(value) if exc is None else found.set_exception(exc)
 
@@ -71,10 +69,10 @@ class _Loop(asyncio.SelectorEventLoop):
             value, failure = None, None
             try:
                 value = socket.getaddrinfo(host, port, **options)
-            except Exception as exc:  # noqa: BLE001 - whatever it is belongs to whoever asked
+            except Exception as exc:  # noqa: BLE001 - whatever it is, it is the caller's to handle
                 failure = exc
             with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
-                self.call_soon_threadsafe(settle, value, failure)
+                self.call_soon_threadsafe(finish, value, failure)
 
         threading.Thread(target=resolve, daemon=True).start()
         return await found
@@ -85,9 +83,7 @@ class RemoteEngine:
 
     def __init__(self, options: RemoteOptions) -> None:
         self.options = options
-        self.answers = 0
-        self.failures_in_a_row = 0
-        self.welcome_at = 0.0
+        self.breaker = Breaker(self.is_well, options.backoff_seconds)
         self._loop: _Loop | None = None
         self._thread: threading.Thread | None = None
         self.client: httpx.AsyncClient
@@ -105,6 +101,18 @@ class RemoteEngine:
         """Call a function on the loop, soon."""
         if self._loop is not None:
             self._loop.call_soon_threadsafe(function)
+
+    async def is_well(self) -> bool:
+        """Ask the engine for its health; any reply that is no failure and asks for no pause will do."""
+        try:
+            async with (
+                asyncio.timeout(CONNECT_SECONDS),
+                self.client.stream("GET", f"{self.options.url}{HEALTH_PATH}") as response,
+            ):
+                return response.status_code < 500 and response.status_code != httpx.codes.TOO_MANY_REQUESTS
+        except Exception as exc:  # noqa: BLE001 - whatever it is, the engine did not say that it is well
+            # A wrong certificate will not change: the next call reports it.
+            return any(isinstance(cause, ssl.SSLCertVerificationError) for cause in _causes(exc))
 
     def _make_client(self) -> httpx.AsyncClient:
         token = self.options.token
@@ -166,7 +174,7 @@ def health_failure(url: str, *, trust_proxy: bool) -> ErrorInfo | None:
     try:
         with httpx.Client(verify=_certificates(), trust_env=trust_proxy, timeout=CONNECT_SECONDS) as client:
             response = client.get(f"{url}{HEALTH_PATH}")
-    except Exception as exc:  # noqa: BLE001 - whatever it is, it is told by its class
+    except Exception as exc:  # noqa: BLE001 - whatever it is, it is reported by its class
         return failure_of_exception(exc).info
     if response.status_code == httpx.codes.OK:
         return None
@@ -202,7 +210,7 @@ async def bounded_body(response: httpx.Response, mentors: int) -> bytearray:
 
 
 def failure_of_exception(exc: Exception) -> CallFailure:
-    """Tell by its class what an exception of the client says; its text may quote the URL or the remote side."""
+    """Classify an exception of the client; its text may quote the URL or the remote side, and is not used."""
     match exc:
         case httpx.ConnectTimeout():
             return timed_out("the trigger engine accepted no connection in time")

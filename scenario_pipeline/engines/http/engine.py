@@ -10,19 +10,20 @@ import contextlib
 from dataclasses import dataclass, field
 
 from sqlalchemy import Engine
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import SQLAlchemyError
 
-from scenario_pipeline.engines.http.client import LAST_ASK_SECONDS, RemoteEngine, RemoteOptions, unusable
+from scenario_pipeline.engines.http.client import RemoteEngine, RemoteOptions, unusable
 from scenario_pipeline.engines.http.page_calls import PageCalls
-from scenario_pipeline.engines.sql import MAX_ATTEMPTS, SETTLING_SECONDS, is_budgets_own
+from scenario_pipeline.engines.sql import MAX_ATTEMPTS, is_budgets_own
 from scenario_pipeline.errors import BudgetSpentError, SystemicError, classify
+from scenario_pipeline.limits import LAST_ASK_SECONDS, LAST_STATEMENT_SECONDS
 from scenario_pipeline.log.logger import StructuredLogger
 from scenario_pipeline.log.vocabulary import PageRetried
 from scenario_pipeline.records import Page, PageResult, RunOrder
 from scenario_pipeline.storage.database import limit_statement_time
 from scenario_pipeline.storage.ledger.pages import claim_page, complete_page, read_page
 from scenario_pipeline.storage.source import organisations_of
-from scenario_pipeline.time_budget import TimeBudget
+from scenario_pipeline.time_budget import Pauses, TimeBudget
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class HttpTriggerEngine:
             raise SystemicError(unusable(sentence))
         try:
             with self.database.connect() as connection, connection.begin():
-                limit_statement_time(connection, max(budget.remaining_seconds, SETTLING_SECONDS))
+                limit_statement_time(connection, max(budget.overtime_seconds, LAST_STATEMENT_SECONDS))
                 committed = read_page(connection, page.number, invocation_id)
                 organisations = organisations_of(connection, page.mentor_ids)
         except SQLAlchemyError as exc:
@@ -69,42 +70,47 @@ class HttpTriggerEngine:
     def _ask(self, calls: PageCalls, budget: TimeBudget, logger: StructuredLogger) -> PageResult:
         if budget.is_spent:
             raise BudgetSpentError
-        running = self._remote.start(calls.run(budget.remaining_seconds))
+        # The last ask is part of the overtime, also where nothing else is left of the budget.
+        seconds = min(budget.remaining_seconds, budget.overtime_seconds - LAST_ASK_SECONDS)
+        running = self._remote.start(calls.run(max(seconds, 0.0)))
         try:
             result = running.result()
         except Exception:
             raise
         except BaseException:
-            # Told to stop: what is in hand is settled and what was answered is kept, as at the end of a budget.
+            # Asked to stop: as at the end of a budget, requests in flight get one final attempt and replies are kept.
             self._remote.call(calls.stop)
             with contextlib.suppress(Exception):
                 result = running.result(2 * LAST_ASK_SECONDS)
                 if result.unprocessed != calls.page.mentor_ids:
-                    self._commit(calls.page, calls.invocation_id, result, logger)
+                    self._commit(calls, result, budget, logger)
             raise
         if result.unprocessed == calls.page.mentor_ids:
             raise BudgetSpentError if result.failure is None else SystemicError(result.failure)
-        return self._commit(calls.page, calls.invocation_id, result, logger)
+        return self._commit(calls, result, budget, logger)
 
-    def _commit(self, page: Page, invocation_id: str, result: PageResult, logger: StructuredLogger) -> PageResult:
+    def _commit(self, calls: PageCalls, result: PageResult, budget: TimeBudget, logger: StructuredLogger) -> PageResult:
         """Write the page's row, unless another process or a commit without an answer has done so."""
-        for attempt in range(1, MAX_ATTEMPTS + 1):
+        page, invocation_id, pauses, attempt = calls.page, calls.invocation_id, Pauses(), 1
+        while True:
             try:
                 with self.database.begin() as connection:
-                    limit_statement_time(connection, SETTLING_SECONDS)
+                    limit_statement_time(connection, max(budget.overtime_seconds, LAST_STATEMENT_SECONDS))
                     committed = claim_page(connection, page, invocation_id)
                     if committed is None:
                         complete_page(connection, page, invocation_id, result)
             except SQLAlchemyError as exc:
                 failure = classify(exc)
-                was_lost = isinstance(exc, DBAPIError) and exc.connection_invalidated
             else:
                 return result if committed is None else committed
-            if attempt == MAX_ATTEMPTS or not (was_lost or failure.is_worth_a_retry):
-                break
+            if failure.is_worth_waiting_for:
+                if not pauses.wait(budget.overtime_seconds):
+                    raise SystemicError(failure)
+            elif not (failure.is_worth_a_retry and attempt < MAX_ATTEMPTS):
+                raise SystemicError(failure)
             logger.emit(PageRetried(page.number, attempt, failure.error_type, failure.error_message))
-        raise SystemicError(failure)
+            attempt += 1
 
     def close(self) -> None:
-        """Close the connections; waits for nothing that does not end within `CLOSING_SECONDS`."""
+        """Close the connections; this takes about `CLOSING_SECONDS` at most."""
         self._remote.close()

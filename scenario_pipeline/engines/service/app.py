@@ -1,23 +1,19 @@
 """The trigger engine that the project serves: the API of `engines.api` over the `sql` engine.
 
-Belongs here: routes, refusals and the work behind a request. Does not belong here: the server's start and end
-(`engines.service.server`), or how matches are dispatched (`engines.sql`).
+Belongs here: routes and refusals; FastAPI is imported here alone. Does not belong here: the replies and the work
+behind them (`engines.service.replies`), or the server's start and end (`engines.service.server`).
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import hmac
 import json
 import time
-from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from datetime import timedelta
 from typing import Annotated, Any
-from uuid import UUID
 
 from fastapi import Depends, FastAPI, Header, Request
 from fastapi.concurrency import run_in_threadpool
@@ -25,29 +21,24 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import BaseModel, BeforeValidator, ValidationError
-from sqlalchemy import Connection, Engine, func, select, update
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy import Engine
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from scenario_pipeline.batch_stats import DISPATCHED
 from scenario_pipeline.engines.api import (
     EVALUATIONS_PATH,
     HEALTH_PATH,
+    TIME_LEFT_HEADER,
     ErrorReply,
     EvaluationReply,
     EvaluationRequest,
-    RemoteError,
 )
-from scenario_pipeline.engines.sql import Evaluation
+from scenario_pipeline.engines.service.replies import RefusedError, refused, remote_error, reply_to
 from scenario_pipeline.errors import BudgetSpentError, ErrorInfo, ErrorType, SystemicError, classify
 from scenario_pipeline.log.logger import StructuredLogger
 from scenario_pipeline.log.vocabulary import EngineAnswered, EngineRefused
-from scenario_pipeline.records import RunOrder
 from scenario_pipeline.scenarios import registry
-from scenario_pipeline.storage import source
 from scenario_pipeline.storage.database import check_schema, limit_statement_time
-from scenario_pipeline.storage.tables import trigger_engine_replies
 from scenario_pipeline.time_budget import TimeBudget
 
 MAX_REQUEST_BYTES = 1024 * 1024
@@ -57,23 +48,29 @@ REQUEST_SECONDS = 25.0
 HEALTH_SECONDS = 2.0
 # How many requests are evaluated side by side; others wait for their turn.
 EVALUATIONS = 8
-# One more than that: a service that is busy must still be able to say that it is well.
+# One more than that: a busy service must still be able to say that it is well.
 CONNECTIONS = EVALUATIONS + 1
 MAX_TIME_LEFT_MS = 24 * 60 * 60 * 1000
-# A reply is needed for as long as its run may ask again, which is at most a day.
-REPLIES_KEPT = timedelta(days=7)
-# Each request adds one reply and takes away up to so many old ones: the table cannot outgrow a week's requests.
-REPLIES_REMOVED = 10
-_NOT_IN_A_RUN = dict.fromkeys(
+NOT_IN_A_RUN = dict.fromkeys(
     ("invocation_id", "dagster_run_id", "dagster_job_name", "dagster_step_key", "dagster_partition_key")
 )
 _BEARER = HTTPBearer(auto_error=False)
+_SINGLE_HEADERS = (
+    b"host",
+    b"authorization",
+    b"content-type",
+    b"content-length",
+    b"transfer-encoding",
+    b"idempotency-key",
+    TIME_LEFT_HEADER.lower().encode(),
+)
 _STATUSES = {
-    400: "The body is no JSON of the agreed shape.",
+    400: "The body is no JSON of the agreed shape, or a header is repeated.",
     401: "The bearer token is missing or wrong.",
     404: "There is no such path.",
     405: "The path has no such method.",
     408: "The request was not sent in time.",
+    409: "The run is closed; nothing was done for the request.",
     413: "The body is larger than 1 MiB.",
     415: "The body is not declared as application/json.",
     422: "A header is not as described, the key was used for another request, or a scenario is not installed.",
@@ -87,10 +84,19 @@ def _documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"model": ErrorReply, "description": _STATUSES[status]} for status in statuses}
 
 
-def _request_schema() -> dict[str, Any]:
+def _request_body() -> dict[str, Any]:
     schema = EvaluationRequest.model_json_schema()
     schema["properties"]["scenario_types"]["items"]["enum"] = list(registry())
-    return schema
+    return {"required": True, "content": {"application/json": {"schema": schema}}}
+
+
+def _refuse_repeats(request: Request) -> None:
+    """Refuse headers of which a proxy may have read the one and the service the other."""
+    names = [name for name, _ in request.headers.raw]
+    if any(names.count(name) > 1 for name in _SINGLE_HEADERS):
+        raise refused(400, "a header is repeated that may be sent only once")
+    if b"content-length" in names and b"transfer-encoding" in names:
+        raise refused(400, "the request has a content length and a transfer encoding")
 
 
 def _digits(value: object) -> object:
@@ -106,32 +112,14 @@ class Health(BaseModel):
     status: str
 
 
-class RefusedError(Exception):
-    """A request that is answered with an error.
-
-    Args:
-        status: the HTTP status.
-        info: what the body says.
-        invocation_id: whose request it was, if that is known.
-    """
-
-    def __init__(self, status: int, info: ErrorInfo, invocation_id: str | None = None) -> None:
-        super().__init__(info.error_message)
-        self.status, self.info, self.invocation_id = status, info, invocation_id
-
-
-def _refused(status: int, sentence: str, kind: ErrorType = ErrorType.EVALUATION_LOGIC) -> RefusedError:
-    return RefusedError(status, ErrorInfo(kind, sentence))
-
-
 @asynccontextmanager
 async def _turn(turns: asyncio.Semaphore, status: int, seconds: float) -> AsyncIterator[None]:
-    """Wait for a turn; whoever has one finds a database connection free."""
+    """Wait for a turn; during a turn a database connection is free."""
     try:
         async with asyncio.timeout(seconds):
             await turns.acquire()
     except TimeoutError:
-        raise _refused(status, "no database connection became free in time", ErrorType.TIMEOUT) from None
+        raise refused(status, "no database connection became free in time", ErrorType.TIMEOUT) from None
     try:
         yield
     finally:
@@ -143,7 +131,7 @@ class EngineService:
     """Answers requests for evaluations.
 
     Attributes:
-        database: engine on the scheduler's own database.
+        database: pool of `CONNECTIONS` connections to the scheduler's own database.
         token: what callers must bear, or None to let anyone call.
         logger: the shared logger.
         requests: how many were answered so far.
@@ -153,10 +141,10 @@ class EngineService:
     token: str | None = field(repr=False)
     logger: StructuredLogger
     requests: int = 0
-
-    def _logger_of(self, invocation_id: str | None) -> StructuredLogger:
-        """Return the logger with the common fields, which are null where a request belongs to no known run."""
-        return self.logger.bind(**_NOT_IN_A_RUN | {"invocation_id": invocation_id, "dagster_run_id": invocation_id})
+    _evaluations: asyncio.Semaphore = field(
+        default_factory=lambda: asyncio.Semaphore(EVALUATIONS), init=False, repr=False
+    )
+    _healths: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(1), init=False, repr=False)
 
     def app(self) -> FastAPI:
         """Return the ASGI application; its OpenAPI document stands at /v1/openapi.json."""
@@ -168,77 +156,73 @@ class EngineService:
             redoc_url=None,
             # A redirect would be made of whatever host the caller named.
             redirect_slashes=False,
-            responses=_documented(404, 405, 500),
+            dependencies=[Depends(_refuse_repeats)],
+            responses=_documented(400, 404, 405, 500),
         )
-
-        evaluations, healths = asyncio.Semaphore(EVALUATIONS), asyncio.Semaphore(1)
-
-        def authorised(found: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)]) -> None:
-            given = b"" if found is None else found.credentials.encode("utf-8", "surrogateescape")
-            if self.token is not None and not hmac.compare_digest(given, self.token.encode()):
-                raise _refused(401, "the bearer token is missing or wrong")
-
-        @app.post(
+        app.post(
             EVALUATIONS_PATH,
-            dependencies=[Depends(authorised)],
-            responses=_documented(400, 401, 408, 413, 415, 422, 503, 504),
-            openapi_extra={
-                "requestBody": {
-                    "required": True,
-                    "content": {"application/json": {"schema": _request_schema()}},
-                }
-            },
+            name="evaluate",
+            dependencies=[Depends(self._authorise)],
+            responses=_documented(401, 408, 409, 413, 415, 422, 503, 504),
+            openapi_extra={"requestBody": _request_body()},
             response_model=EvaluationReply,
-        )
-        async def evaluate(
-            request: Request,
-            idempotency_key: Annotated[str, Header(min_length=1, max_length=200, pattern=r"^[!-~]+$")],
-            scenario_time_left_ms: Annotated[
-                int,
-                BeforeValidator(_digits),
-                Header(ge=1, le=MAX_TIME_LEFT_MS, description="After so many milliseconds nothing is committed."),
-            ] = MAX_TIME_LEFT_MS,
-        ) -> JSONResponse:
-            """Evaluate a list of mentors once, however often it is asked for with the same Idempotency-Key."""
-            budget = TimeBudget.start(min(REQUEST_SECONDS, scenario_time_left_ms / 1000))
-            asked = await _read(request, budget)
-            async with _turn(evaluations, 504, budget.remaining_seconds):
-                answer = await run_in_threadpool(self.evaluate, idempotency_key, asked, budget)
-            self.requests += 1
-            return JSONResponse(answer)
-
-        @app.get(HEALTH_PATH, responses=_documented(503))
-        async def health() -> Health:
-            """Say that the service can answer, and that its database fits."""
-            async with _turn(healths, 503, HEALTH_SECONDS):
-                return await run_in_threadpool(self.health)
-
-        @app.exception_handler(RefusedError)
-        async def refuse(_request: Request, exc: RefusedError) -> JSONResponse:
-            return self._refuse(exc)
-
-        @app.exception_handler(RequestValidationError)
-        async def refuse_headers(_request: Request, exc: RequestValidationError) -> JSONResponse:
-            sentence = "the idempotency key must have 1 to 200 ASCII characters"
-            if not any("idempotency-key" in error["loc"] for error in exc.errors()):
-                sentence = "the time left must be whole milliseconds, at most a day"
-            return self._refuse(_refused(422, sentence))
-
-        @app.exception_handler(HTTPException)
-        async def refuse_path(_request: Request, exc: HTTPException) -> JSONResponse:
-            sentence = "there is no such path" if exc.status_code == 404 else "the request is not understood"
-            response = self._refuse(_refused(exc.status_code, sentence))
-            response.headers.update(exc.headers or {})
-            return response
-
+        )(self._answer_evaluation)
+        app.get(HEALTH_PATH, name="health", responses=_documented(503))(self._answer_health)
+        app.exception_handler(RefusedError)(self._refuse)
+        app.exception_handler(RequestValidationError)(self._refuse_headers)
+        app.exception_handler(HTTPException)(self._refuse_path)
         return app
 
-    def _refuse(self, exc: RefusedError) -> JSONResponse:
+    def _authorise(self, found: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)]) -> None:
+        given = b"" if found is None else found.credentials.encode("utf-8", "surrogateescape")
+        if self.token is not None and not hmac.compare_digest(given, self.token.encode()):
+            raise refused(401, "the bearer token is missing or wrong")
+
+    async def _answer_evaluation(
+        self,
+        request: Request,
+        idempotency_key: Annotated[str, Header(min_length=1, max_length=200, pattern=r"^[!-~]+$")],
+        scenario_time_left_ms: Annotated[
+            int,
+            BeforeValidator(_digits),
+            Header(ge=1, le=MAX_TIME_LEFT_MS, description="After so many milliseconds nothing is committed."),
+        ] = MAX_TIME_LEFT_MS,
+    ) -> JSONResponse:
+        """Evaluate a list of mentors once, however often it is asked for with the same Idempotency-Key."""
+        budget = TimeBudget.start(min(REQUEST_SECONDS, scenario_time_left_ms / 1000))
+        asked = await _read(request, budget)
+        async with _turn(self._evaluations, 504, budget.remaining_seconds):
+            answer = await run_in_threadpool(self.evaluate, idempotency_key, asked, budget)
+        self.requests += 1
+        return JSONResponse(answer)
+
+    async def _answer_health(self) -> Health:
+        """Say that the service can answer, and that its database fits."""
+        async with _turn(self._healths, 503, HEALTH_SECONDS):
+            return await run_in_threadpool(self.health)
+
+    async def _refuse(self, _request: Request, exc: RefusedError) -> JSONResponse:
         self._logger_of(exc.invocation_id).emit(EngineRefused(exc.status, exc.info.error_type, exc.info.error_message))
         self.requests += 1
-        body = ErrorReply(error=RemoteError(error_type=exc.info.error_type.value, error_message=exc.info.error_message))
+        body = ErrorReply(error=remote_error(exc.info))
         headers = {401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": "1"}}.get(exc.status, {})
         return JSONResponse(body.model_dump(), status_code=exc.status, headers=headers)
+
+    async def _refuse_headers(self, request: Request, exc: RequestValidationError) -> JSONResponse:
+        sentence = "the idempotency key must have 1 to 200 ASCII characters"
+        if not any("idempotency-key" in error["loc"] for error in exc.errors()):
+            sentence = "the time left must be whole milliseconds, at most a day"
+        return await self._refuse(request, refused(422, sentence))
+
+    async def _refuse_path(self, request: Request, exc: HTTPException) -> JSONResponse:
+        sentence = "there is no such path" if exc.status_code == 404 else "the request is not understood"
+        response = await self._refuse(request, refused(exc.status_code, sentence))
+        response.headers.update(exc.headers or {})
+        return response
+
+    def _logger_of(self, invocation_id: str | None) -> StructuredLogger:
+        """Return the logger with the common fields, which are null where a request belongs to no known run."""
+        return self.logger.bind(**NOT_IN_A_RUN | {"invocation_id": invocation_id, "dagster_run_id": invocation_id})
 
     def health(self) -> Health:
         """Look at the database.
@@ -267,8 +251,8 @@ class EngineService:
         try:
             unknown = sorted(set(asked.scenario_types) - set(registry()))
             if unknown:
-                raise _refused(422, "a scenario of scenario_types is not installed here")
-            reply, repeated = self._reply(idempotency_key, asked, budget)
+                raise refused(422, "a scenario of scenario_types is not installed here")
+            reply, repeated = reply_to(self.database, idempotency_key, asked, budget)
         except RefusedError:
             raise
         except Exception as exc:  # noqa: BLE001 - the boundary of the request: every failure is an answer
@@ -290,114 +274,6 @@ class EngineService:
             return reply
         raise refusal
 
-    def _reply(self, idempotency_key: str, asked: EvaluationRequest, budget: TimeBudget) -> tuple[dict[str, Any], bool]:
-        """Return the reply and whether it was given before; work and reply are committed together or not at all."""
-        table = trigger_engine_replies
-        fingerprint = hashlib.sha256(asked.model_dump_json().encode()).hexdigest()
-        with self.database.begin() as connection:
-            _limit(connection, budget)
-            # A second request with the same key waits here until the first has ended, however that goes.
-            claimed = connection.execute(
-                insert(table)
-                .values(
-                    idempotency_key=idempotency_key,
-                    request_fingerprint=fingerprint,
-                    created_at=func.clock_timestamp(),
-                )
-                .on_conflict_do_nothing()
-                .returning(table.c.idempotency_key)
-            ).scalar_one_or_none()
-            own = table.c.idempotency_key == idempotency_key
-            if claimed is None:
-                first = connection.execute(select(table).where(own)).one_or_none()
-                if first is None:
-                    # Another request took it away as too old, after it had been in the way of the insert.
-                    raise _refused(503, "the first reply to this key was just removed: ask again", ErrorType.NETWORK)
-                if first.request_fingerprint != fingerprint:
-                    raise _refused(422, "the idempotency key was used for another request")
-                return first.reply, True
-            _limit(connection, budget)
-            with connection.begin_nested() as savepoint:
-                reply = _evaluate(connection, asked, budget)
-                if asked.dispatch_mode == "dry_run":
-                    savepoint.rollback()
-            answer = reply.model_dump(mode="json")
-            _limit(connection, budget)
-            connection.execute(update(table).where(own).values(reply=answer))
-            _remove_old_replies(connection)
-            # Whoever asked has stopped waiting, and counts these mentors as not reached.
-            if budget.is_spent:
-                raise BudgetSpentError
-            return answer, False
-
-
-def _limit(connection: Connection, budget: TimeBudget) -> None:
-    """Let the next statements end with the budget.
-
-    Raises:
-        BudgetSpentError: it has ended.
-    """
-    if budget.is_spent:
-        raise BudgetSpentError
-    limit_statement_time(connection, budget.remaining_seconds)
-
-
-def _remove_old_replies(connection: Connection) -> None:
-    # With the owner's rights: the scheduler's role deletes nothing.
-    connection.execute(select(func.scenario.remove_old_replies(REPLIES_KEPT, REPLIES_REMOVED)))
-
-
-def _evaluate(connection: Connection, asked: EvaluationRequest, budget: TimeBudget) -> EvaluationReply:
-    """Evaluate those of the mentors that exist, each counted on its own."""
-    mentor_ids = [str(mentor_id) for mentor_id in asked.peer_mentor_ids]
-    asked_for = source.keys(mentor_ids)
-    mentor = source.mentors(source.access_of(connection), asked_for)
-    found = list(connection.execute(select(mentor.c.id).where(mentor.c.id == func.any(asked_for))).scalars())
-    existing = set(found)
-    if len(existing) != len(found):
-        raise SystemicError(source.AMBIGUOUS)
-    order = RunOrder(
-        evaluation_date=asked.evaluation_date,
-        scenario_types=tuple(sorted(set(asked.scenario_types))),
-        organisation_ids=(),
-        dispatch_mode=asked.dispatch_mode,
-        engine_name="sql",
-        time_budget_seconds=budget.seconds,
-        page_size=None,
-        triggered_by="manual",
-    )
-    present = [mentor_id for mentor_id in mentor_ids if mentor_id in existing]
-    result = Evaluation(connection, order, present, str(asked.invocation_id), budget, by_mentor=True).run()
-    errors = {item.peer_mentor_id: item.error for item in result.errors}
-    unknown = ErrorInfo(ErrorType.EVALUATION_LOGIC, "there is no such mentor")
-    errors |= dict.fromkeys((mentor_id for mentor_id in mentor_ids if mentor_id not in existing), unknown)
-    dispatched: dict[str, Counter[str]] = {mentor_id: Counter() for mentor_id in mentor_ids}
-    suppressed: dict[str, Counter[str]] = {mentor_id: Counter() for mentor_id in mentor_ids}
-    for (mentor_id, scenario, outcome), n in result.stats.outcomes.items():
-        if outcome == DISPATCHED:
-            dispatched[mentor_id][scenario] += n
-        else:
-            suppressed[mentor_id][outcome] += n
-    return EvaluationReply.model_validate(
-        {
-            "results": [
-                {
-                    "peer_mentor_id": UUID(mentor_id),
-                    "dispatched": dict(dispatched[mentor_id]),
-                    "suppressed": dict(suppressed[mentor_id]),
-                    "error": _remote_error(errors.get(mentor_id)),
-                }
-                for mentor_id in mentor_ids
-            ]
-        }
-    )
-
-
-def _remote_error(info: ErrorInfo | None) -> RemoteError | None:
-    if info is None:
-        return None
-    return RemoteError(error_type=info.error_type.value, error_message=info.error_message)
-
 
 def _status_of(failure: ErrorInfo, exc: Exception) -> int:
     if isinstance(exc, BudgetSpentError) or failure.error_type is ErrorType.TIMEOUT:
@@ -406,49 +282,58 @@ def _status_of(failure: ErrorInfo, exc: Exception) -> int:
 
 
 async def _read(request: Request, budget: TimeBudget) -> EvaluationRequest:
-    """Read a body of bounded size in bounded time, and hold it against its shape.
+    """Read a body of bounded size in bounded time, and check its shape.
 
     Raises:
-        RefusedError: it is none of ours; the sentence names places, never values.
+        RefusedError: it is no request; the sentence names places, never values.
     """
     if request.headers.get("content-type", "").split(";")[0].strip().lower() != "application/json":
-        raise _refused(415, "the body must be application/json")
+        raise refused(415, "the body must be application/json")
     body = bytearray()
     try:
         async with asyncio.timeout(min(READING_SECONDS, budget.remaining_seconds)):
             async for part in request.stream():
                 body += part
                 if len(body) > MAX_REQUEST_BYTES:
-                    raise _refused(413, "the body is larger than 1024 KB")
+                    raise refused(413, "the body is larger than 1024 KB")
     except ClientDisconnect:
-        raise _refused(400, "the request was cut off") from None
+        raise refused(400, "the request was cut off") from None
     except TimeoutError:
-        raise _refused(408, "the request was not sent in time", ErrorType.TIMEOUT) from None
+        raise refused(408, "the request was not sent in time", ErrorType.TIMEOUT) from None
+    return _checked(bytes(body))
+
+
+def _checked(body: bytes) -> EvaluationRequest:
+    """Return what a body asks for.
+
+    Raises:
+        RefusedError: it is no request; the sentence names places, never values.
+    """
     try:
-        asked = EvaluationRequest.model_validate_json(bytes(body))
+        asked = EvaluationRequest.model_validate_json(body)
     except ValidationError as exc:
         ours = EvaluationRequest.model_fields
         places = sorted({str(error["loc"][0]) for error in exc.errors() if error["loc"] and error["loc"][0] in ours})
         sentence = (
             f"the body does not fit at {', '.join(places)}" if places else "the body is no request for evaluations"
         )
-        raise _refused(400, sentence) from None
+        raise refused(400, sentence) from None
     try:
-        # What fits the shape is shallow enough to be read once more.
+        # A body that fits the shape is shallow enough to be parsed once more.
         written = json.loads(body, object_pairs_hook=_without_repeats)
     except ValueError:  # a repeat, or a number that it hid
-        raise _refused(400, "the body names a field twice") from None
+        raise refused(400, "the body names a field twice") from None
     written_ids = [written["invocation_id"], *written["peer_mentor_ids"]]
-    # In braces or as a URN, say: the schema promises one form, and other engines know no other.
+    # In braces or as a URN, for example: the schema promises one form, and other engines know no other.
     if [one.lower() for one in written_ids] != [str(one) for one in (asked.invocation_id, *asked.peer_mentor_ids)]:
-        raise _refused(400, "an id of the body is not written as a UUID")
+        raise refused(400, "an id of the body is not written as a UUID")
     if len(set(asked.peer_mentor_ids)) != len(asked.peer_mentor_ids):
-        raise _refused(400, "the body names a mentor twice in peer_mentor_ids")
+        raise refused(400, "the body names a mentor twice in peer_mentor_ids")
     return asked
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Make an object of its members; of two with one name, who reads them decides which counts: a dry run, or not."""
+    """Make an object of its members; of two with one name, the parser would choose: a dry run, or not."""
     members = dict(pairs)
     if len(members) != len(pairs):
         raise ValueError

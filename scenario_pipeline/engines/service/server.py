@@ -1,20 +1,19 @@
 """Starts and stops the server of the trigger engine.
 
-Belongs here: who may start it, the socket, signals. Does not belong here: routes (`engines.service.app`).
+Belongs here: who may start it, signals. Does not belong here: connections (`engines.service.connections`), or routes
+(`engines.service.app`).
 """
 
 from __future__ import annotations
 
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 
-import uvicorn
-from fastapi import FastAPI
 from sqlalchemy import Engine
 
-from scenario_pipeline.engines.service.app import _NOT_IN_A_RUN, REQUEST_SECONDS, EngineService
+from scenario_pipeline.engines.service.app import NOT_IN_A_RUN, EngineService
+from scenario_pipeline.engines.service.connections import make_server
 from scenario_pipeline.errors import UserError
 from scenario_pipeline.log.logger import StructuredLogger
 from scenario_pipeline.log.vocabulary import EngineStarted, EngineStopped
@@ -37,38 +36,24 @@ def check_may_start(host: str, token: str | None, *, allow_anonymous: bool) -> N
 
 
 def serve(database: Engine, listener: socket.socket, token: str | None, on_ready: Callable[[], None]) -> None:
-    """Answer requests until SIGINT or SIGTERM, then those in hand, then return.
+    """Answer requests until SIGINT or SIGTERM, then finish those in flight and return.
 
     Args:
-        database: engine on the scheduler's own database, with `CONNECTIONS` connections.
+        database: pool of `CONNECTIONS` connections to the scheduler's own database.
         listener: a socket that listens.
         token: what callers must bear, or None to let anyone call.
         on_ready: called once a signal ends the service in good order.
     """
-    logger = StructuredLogger().bind(**_NOT_IN_A_RUN)
+    logger = StructuredLogger().bind(**NOT_IN_A_RUN)
     service = EngineService(database, token, logger)
-    app = service.app()
     port = listener.getsockname()[1]
-
-    @asynccontextmanager
-    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        logger.emit(EngineStarted(port, token is not None))
-        yield
-        logger.emit(EngineStopped(service.requests))
-
-    app.router.lifespan_context = lifespan
-    config = uvicorn.Config(
-        app,
-        access_log=False,
-        log_config=None,
-        # stdout holds events only, and a stack trace may quote anything.
-        log_level="critical",
-        timeout_graceful_shutdown=int(REQUEST_SECONDS),
-        server_header=False,
+    server = make_server(
+        service,
+        on_start=lambda: logger.emit(EngineStarted(port, token is not None)),
+        on_stop=lambda: logger.emit(EngineStopped(service.requests)),
     )
-    server = uvicorn.Server(config)
-    # uvicorn takes signals only while it runs, and raises them once more afterwards, for whoever had them before. It
-    # has them from now on, so that none is lost in between.
+    # uvicorn takes signals only while it runs, and raises them once more afterwards for the previous handler. It
+    # handles them from now on, so that none is lost in between.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, server.handle_exit)
     on_ready()
