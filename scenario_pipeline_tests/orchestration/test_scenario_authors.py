@@ -124,10 +124,9 @@ def test_a_scenario_put_into_the_folder_needs_no_other_change(tmp_path: Path) ->
     shows = """
 import scenario_pipeline
 from datetime import date
-from scenario_pipeline_tests.support.definitions import definitions
+from scenario_pipeline.definitions import defs
 from scenario_pipeline.scenarios import registry
 from scenario_pipeline.testing import assert_due
-from scenario_pipeline_tests.support.packages import example, packaged
 
 assert_due(registry()["anniversary"], joined_on=date(2025, 8, 1), on=date(2026, 8, 1),
            expected=(365, date(2026, 8, 1), "365"))
