@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scenario_pipeline.batch_stats import DISPATCHED, SUPPRESSION_REASONS, BatchStats
+from scenario_pipeline.errors import UserError
 from scenario_pipeline.records import Page, RunOrder, choose_page_size, paginate, resolve_dispatch_mode
 from scenario_pipeline.time_budget import TimeBudget
 
@@ -196,7 +197,6 @@ def test_a_budget_is_reported_in_whole_milliseconds_and_never_as_none(seconds: f
         pytest.param("auto", -400, "dry_run", id="auto last year"),
         pytest.param("auto", 1, "dry_run", id="auto tomorrow"),
         pytest.param("live", -400, "live", id="live last year"),
-        pytest.param("live", 1, "live", id="live tomorrow"),
         pytest.param("dry_run", 0, "dry_run", id="dry run today"),
         pytest.param("dry_run", -400, "dry_run", id="dry run last year"),
     ],
@@ -204,6 +204,17 @@ def test_a_budget_is_reported_in_whole_milliseconds_and_never_as_none(seconds: f
 def test_only_recent_dates_are_sent_unless_somebody_says_so(mode: str, days: int, resolved: str) -> None:
     """A backfill of an old month never sends."""
     assert resolve_dispatch_mode(mode, TODAY + timedelta(days=days), TODAY) == resolved
+
+
+@pytest.mark.parametrize(
+    ("evaluation_date", "words"),
+    [(TODAY + timedelta(days=1), "after today"), (date(1970, 1, 1), "notifications begin after 1970-01-01")],
+)
+def test_a_live_run_for_a_date_that_cannot_be_sent_for_is_refused(evaluation_date: date, words: str) -> None:
+    """It would send, and keep its mentors in cooldown until that date; up to 1970 their next match never ends."""
+    with pytest.raises(UserError, match=words):
+        resolve_dispatch_mode("live", evaluation_date, TODAY)
+    assert resolve_dispatch_mode("dry_run", evaluation_date, TODAY) == "dry_run"
 
 
 @pytest.mark.parametrize(

@@ -117,8 +117,12 @@ def on_a_terminal() -> Iterator[int]:
 
 
 def shown_on(terminal: int) -> str:
+    """Return what a terminal shows; the kernel hands it over in pieces."""
     sys.stderr.flush()
-    return os.read(terminal, 65_536).decode() if select.select([terminal], [], [], 5)[0] else ""
+    shown, patience = b"", 5.0
+    while select.select([terminal], [], [], patience)[0]:
+        shown, patience = shown + os.read(terminal, 65_536), 0.2
+    return shown.decode()
 
 
 def test_progress_shows_phase_amount_and_total_while_stderr_is_redirected(tmp_path: Path) -> None:
