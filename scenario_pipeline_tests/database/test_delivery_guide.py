@@ -13,7 +13,7 @@ from sqlalchemy import Engine, make_url, text
 from scenario_pipeline.doctor.database import examine_database
 from scenario_pipeline.doctor.findings import Status
 from scenario_pipeline.settings import Settings
-from scenario_pipeline_tests.deployment import execute, sql
+from scenario_pipeline_tests.support.deployment import execute, sql
 from scenario_pipeline_tests.support.invariants import sent
 from scenario_pipeline_tests.support.people import (
     DAY,

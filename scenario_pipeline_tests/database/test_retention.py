@@ -17,7 +17,7 @@ from scenario_pipeline.storage import database
 from scenario_pipeline.storage.embedded import EmbeddedPostgres
 from scenario_pipeline.storage.ledger.invocations import resume_position
 from scenario_pipeline.storage.run_requests import open_requests
-from scenario_pipeline_tests.deployment import sql
+from scenario_pipeline_tests.support.deployment import sql
 from scenario_pipeline_tests.support.invariants import Notification, _miscounted, sent
 from scenario_pipeline_tests.support.people import (
     DAY,

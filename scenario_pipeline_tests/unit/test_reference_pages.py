@@ -9,7 +9,7 @@ import click
 import pytest
 
 from scenario_pipeline.cli import main
-from scenario_pipeline_tests.deployment import DOCS, page
+from scenario_pipeline_tests.support.deployment import DOCS, page
 from scenario_pipeline_tests.support.project import PROJECT
 
 
