@@ -12,13 +12,15 @@ from dataclasses import dataclass
 from datetime import date, datetime
 from email.utils import parsedate_to_datetime
 from enum import Enum
-from typing import Annotated, Literal, assert_never
+from typing import Annotated, assert_never
 from uuid import UUID
 
 from pydantic import UUID4, BaseModel, ConfigDict, FailFast, Field, ValidationError
 
+from scenario_pipeline.batch_stats import SuppressionReason
 from scenario_pipeline.errors import ErrorInfo, ErrorType
-from scenario_pipeline.log.vocabulary import UUID4_PATTERN, Name, Reason
+from scenario_pipeline.log.vocabulary import UUID4_PATTERN, Name
+from scenario_pipeline.records import DispatchMode
 from scenario_pipeline.sanitiser import sanitise
 from scenario_pipeline.settings import MAX_ENGINE_CHUNK_SIZE
 
@@ -42,7 +44,7 @@ class EvaluationRequest(BaseModel):
     invocation_id: UUID4 = Field(json_schema_extra={"format": "uuid", "pattern": UUID4_PATTERN})
     evaluation_date: date
     scenario_types: Annotated[list[Name], Field(min_length=1, max_length=64), FailFast()]
-    dispatch_mode: Literal["live", "dry_run"]
+    dispatch_mode: DispatchMode
     peer_mentor_ids: Annotated[
         list[UUID],
         Field(min_length=1, max_length=MAX_ENGINE_CHUNK_SIZE, json_schema_extra={"uniqueItems": True}),
@@ -74,7 +76,7 @@ class MentorResult(BaseModel):
     peer_mentor_id: UUID
     # At most one notification for a mentor, scenario and date (contract section 4).
     dispatched: dict[Name, Annotated[int, Field(ge=0, le=1)]]
-    suppressed: dict[Reason, _Matches]
+    suppressed: dict[SuppressionReason, _Matches]
     error: RemoteError | None = None
 
 
