@@ -111,7 +111,7 @@ def _classify_driver_error(orig: BaseException | None, *, disconnected: bool) ->
         reported = getattr(diagnostic, "message_primary", None)
         sentence += f": {_trusted(diagnostic, reported)}" if reported else ""
     if state == "22P05":
-        sentence += ": the encoding of the database has no place for a letter; use a database in UTF8"
+        sentence += ": the encoding of the database cannot represent a letter; use a database in UTF8"
     for label, value in (
         ("constraint", getattr(diagnostic, "constraint_name", None)),
         ("table", getattr(diagnostic, "table_name", None)),

@@ -187,9 +187,7 @@ def failure_of(status: int, headers: Mapping[str, str], body: bytes | bytearray,
             kind = ErrorType.NETWORK
         case Verdict.ANSWERED:
             kind = ErrorType.NETWORK
-            sentence = (
-                sentence if reported is not None else "the trigger engine's reply does not have the expected shape"
-            )
+            sentence = sentence if reported is not None else "the trigger engine's reply has an unexpected shape"
         case _:
             assert_never(verdict)
     splits = False

@@ -101,7 +101,7 @@ class LineSink:
         except (
             OSError,
             ValueError,
-        ):  # closed, missing, broken pipe, full disk: the batch goes on and the loss is reported
+        ):  # closed, missing, broken pipe, full disk: the batch goes on, the loss is reported
             self.dropped += 1
             return
         if not written:
@@ -117,7 +117,7 @@ class LineSink:
 
         A write to a full pipe would hold the run for ever, and delay the signals that could end it. `poll` reports a
         pipe as writable when it has room for `PIPE_BUF` bytes, which is a line, so the write after it does not wait.
-        Anything that is not a pipe or a socket, or is broken, counts as writable; the write itself then fails.
+        Anything that is not a pipe or a socket, or is broken, counts as writable; the write reports any fault.
         """
         if not hasattr(select, "poll"):  # Windows
             return True

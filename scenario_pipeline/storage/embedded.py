@@ -352,7 +352,7 @@ class EmbeddedPostgres:
         raise self._error(f"did not start: {reason or 'see its log'}. {hint} {_OTHERWISE}")
 
     def _server_account(self) -> Account | None:
-        """Return the user that Postgres runs as if we are root; None for our own user."""
+        """If we are root, return the user that Postgres runs as; otherwise None."""
         if os.geteuid() != 0:
             return None
         status = self._folder.stat()

@@ -16,9 +16,7 @@ from scenario_pipeline.errors import ErrorInfo, ErrorType, SystemicError
 from scenario_pipeline.records import MentorError, Page, PageResult
 from scenario_pipeline.storage.tables import scheduler_run_pages, scheduler_runs
 
-CLOSED_MEANWHILE = ErrorInfo(
-    ErrorType.EVALUATION_LOGIC, "the invocation was closed while its process was still working"
-)
+CLOSED_MEANWHILE = ErrorInfo(ErrorType.EVALUATION_LOGIC, "the invocation was closed while its process still worked")
 
 
 def claim_page(connection: Connection, page: Page, invocation_id: str) -> PageResult | None:
