@@ -1,9 +1,9 @@
-"""What the whole Dagster job costs beside the same decision as one bare SQL statement, in the same run.
+"""The cost of the whole Dagster job, compared with the same decision as one bare SQL statement.
 
     python benchmarks/evaluate.py [--mentors 500 --mentors 100000] [--pairs 5]
 
-Each size gets a database of its own in a temporary folder, with 30 activities a mentor. Job and statement take turns,
-as dry runs, so that every pair does the same work; what is printed are medians and the ratio pair by pair.
+Each size gets its own database in a temporary folder, with 30 activities a mentor. Job and statement take turns as dry
+runs, so that every pair does the same work. The output has the medians and the ratio by pair.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from scenario_pipeline.loading.demo import load_demo
 from scenario_pipeline.log.stdout import STDOUT_SINK
 from scenario_pipeline.scenarios import registry
 from scenario_pipeline.settings import Settings
-from scenario_pipeline.storage import database
+from scenario_pipeline.storage.database import connect, embedded_postgres, locate
 from scenario_pipeline.storage.source import Access
 from scenario_pipeline.upgrade import upgrade
 
@@ -30,7 +30,7 @@ ACTIVITIES = 30
 
 
 def measure(mentors: int, pairs: int) -> None:
-    """Load `mentors`, take turns, print one line."""
+    """Load `mentors`, take turns, and print one line."""
     from scenario_pipeline.defs.instance.home import load_instance
     from scenario_pipeline.defs.local_run import execute
 
@@ -38,11 +38,11 @@ def measure(mentors: int, pairs: int) -> None:
         os.environ["SCENARIO_HOME"] = folder
         settings = Settings.from_environment()
         today = settings.today(datetime.now(UTC))
-        engine = database.connect(database.locate(settings).scenario)
+        database = connect(locate(settings).scenario)
         try:
-            upgrade(engine)
-            load_demo(engine, mentors=mentors, activities_per_mentor=ACTIVITIES, seed=1, today=today)
-            with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            upgrade(database)
+            load_demo(database, mentors=mentors, activities_per_mentor=ACTIVITIES, seed=1, today=today)
+            with database.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
                 connection.execute(text("VACUUM ANALYZE"))
             statement = decision_statement(tuple(registry()), Access.VIEWS)
             job, bare = [], []
@@ -56,7 +56,7 @@ def measure(mentors: int, pairs: int) -> None:
                         on_page=lambda _done, _total: None,
                     )
                     between = time.perf_counter()
-                    with engine.connect() as connection:
+                    with database.connect() as connection:
                         ids = connection.execute(
                             text(
                                 "SELECT id::text FROM scenario.peer_mentors WHERE status = 'active' AND joined_on <= :d"
@@ -77,8 +77,8 @@ def measure(mentors: int, pairs: int) -> None:
                         bare.append(ended - between)
             active = len(mentor_ids)
         finally:
-            engine.dispose()
-            database.embedded_postgres(settings).stop()
+            database.dispose()
+            embedded_postgres(settings).stop()
     ratios = [a / b for a, b in zip(job, bare, strict=True)]
     print(
         f"{mentors:>9,} mentors ({active:,} active): job {statistics.median(job):7.3f} s, "

@@ -1,9 +1,10 @@
-"""Mentors a second through the `http` engine on loopback, beside the `sql` engine and one request a mentor in sequence.
+"""Mentors a second through the `http` engine, the `sql` engine, and one request a mentor in sequence.
 
     python benchmarks/http_engine.py [--mentors 5000] [--pairs 5]
 
-The engine is the project's own, in a process of its own, on the same database. All three take turns over the same
-mentors, as dry runs, so that every turn does the same work; the sequence takes a sample of 300, since it is slow.
+The remote engine is the project's own, on loopback, in a separate process on the same database. All three take turns
+over the same mentors as dry runs, so that every turn does the same work. The sequence is slow, so it takes a sample of
+300.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from scenario_pipeline.log.stdout import LineSink
 from scenario_pipeline.records import Page, RunOrder
 from scenario_pipeline.scenarios import registry
 from scenario_pipeline.settings import Settings
-from scenario_pipeline.storage import database
+from scenario_pipeline.storage.database import connect, embedded_postgres, locate
 from scenario_pipeline.storage.ledger.invocations import open_invocation
 from scenario_pipeline.time_budget import TimeBudget
 from scenario_pipeline.upgrade import upgrade
@@ -40,15 +41,15 @@ from scenario_pipeline.upgrade import upgrade
 SAMPLE = 300
 
 
-def rate(trigger_engine: TriggerEngine, engine: Engine, mentor_ids: tuple[str, ...], request: RunOrder) -> float:
-    """Evaluate one page of all mentors in an invocation of its own; return mentors a second."""
+def rate(trigger_engine: TriggerEngine, database: Engine, mentor_ids: tuple[str, ...], order: RunOrder) -> float:
+    """Evaluate one page of all mentors in a new invocation; return mentors a second."""
     invocation_id = str(uuid.uuid4())
-    with engine.begin() as connection:
-        open_invocation(connection, request, invocation_id, parent_invocation_id=None)
+    with database.begin() as connection:
+        open_invocation(connection, order, invocation_id, parent_invocation_id=None)
     logger = StructuredLogger(LineSink(os.open(os.devnull, os.O_WRONLY)))
     started = time.perf_counter()
-    budget = TimeBudget.start(request.time_budget_seconds)
-    result = trigger_engine.evaluate_page(request, Page(1, mentor_ids), invocation_id, budget, logger)
+    budget = TimeBudget.start(order.time_budget_seconds)
+    result = trigger_engine.evaluate_page(order, Page(1, mentor_ids), invocation_id, budget, logger)
     seconds = time.perf_counter() - started
     if result.stats.total_evaluated != len(mentor_ids):
         raise SystemExit(f"only {result.stats.total_evaluated} of {len(mentor_ids)} were evaluated")
@@ -56,15 +57,15 @@ def rate(trigger_engine: TriggerEngine, engine: Engine, mentor_ids: tuple[str, .
 
 
 def measure(mentors: int, pairs: int) -> None:
-    """Load `mentors`, start the engine, take turns, print the medians and the ratios."""
+    """Load `mentors`, start the engine, take turns, and print the medians and the ratios."""
     with tempfile.TemporaryDirectory() as folder:
         os.environ["SCENARIO_HOME"] = folder
         settings = Settings.from_environment()
         today = settings.today(datetime.now(UTC))
-        engine = database.connect(database.locate(settings).scenario)
-        upgrade(engine)
-        load_demo(engine, mentors=mentors, activities_per_mentor=30, seed=1, today=today)
-        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        database = connect(locate(settings).scenario)
+        upgrade(database)
+        load_demo(database, mentors=mentors, activities_per_mentor=30, seed=1, today=today)
+        with database.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             connection.execute(text("VACUUM ANALYZE"))
             statement = (
                 "SELECT id::text FROM scenario.peer_mentors WHERE status = 'active' AND joined_on <= :d ORDER BY 1"
@@ -79,18 +80,18 @@ def measure(mentors: int, pairs: int) -> None:
             if served.stdout is None:
                 raise SystemExit("the engine has no stdout")
             url = f"http://127.0.0.1:{json.loads(served.stdout.readline())['port']}"
-            # Nobody reads its events; a full pipe would hold it up.
+            # Nobody reads its events, and a full pipe would hold it up.
             threading.Thread(target=served.stdout.read, daemon=True).start()
-            request = RunOrder(today, tuple(registry()), (), "dry_run", "http", 600.0, None, "manual")
+            order = RunOrder(today, tuple(registry()), (), "dry_run", "http", 600.0, None, "manual")
             concurrency, chunk_size = settings.engine_concurrency, settings.engine_chunk_size
-            over_http = HttpTriggerEngine(engine, RemoteOptions(url, None, concurrency, chunk_size))
-            one_by_one = HttpTriggerEngine(engine, RemoteOptions(url, None, 1, 1))
+            over_http = HttpTriggerEngine(database, RemoteOptions(url, None, concurrency, chunk_size))
+            one_by_one = HttpTriggerEngine(database, RemoteOptions(url, None, 1, 1))
             rates: dict[str, list[float]] = {"http": [], "sql": [], "sequence": []}
             for turn in range(pairs + 1):
                 found = {
-                    "http": rate(over_http, engine, mentor_ids, request),
-                    "sql": rate(SqlTriggerEngine(engine), engine, mentor_ids, request),
-                    "sequence": rate(one_by_one, engine, mentor_ids[:SAMPLE], request),
+                    "http": rate(over_http, database, mentor_ids, order),
+                    "sql": rate(SqlTriggerEngine(database), database, mentor_ids, order),
+                    "sequence": rate(one_by_one, database, mentor_ids[:SAMPLE], order),
                 }
                 if turn:  # the first turn warms caches on all sides
                     for name, value in found.items():
@@ -100,8 +101,8 @@ def measure(mentors: int, pairs: int) -> None:
         finally:
             served.terminate()
             served.communicate()
-            engine.dispose()
-            database.embedded_postgres(settings).stop()
+            database.dispose()
+            embedded_postgres(settings).stop()
     for name, values in rates.items():
         print(
             f"{name:>9}: {statistics.median(values):9,.0f} mentors/s (min {min(values):,.0f}, max {max(values):,.0f})"

@@ -1,8 +1,8 @@
-"""What one `mentor_evaluation_error` costs through the logger, beside encoding and writing the same line bare.
+"""The cost of one `mentor_evaluation_error` through the logger, compared with bare encoding and writing.
 
     python benchmarks/logger.py [--events 100000]
 
-Both take turns event by event and write to /dev/null. The limit is 1 ms an event, the goal a median of 50 us.
+Both take turns event by event and write to /dev/null. The limit is 1 ms an event, and the goal is a median of 50 us.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ MESSAGES = {
 
 
 def measure(label: str, message: str, events: int) -> None:
-    """Take turns over `events` entries and print one line."""
+    """Take turns over `events` entries, and print one line."""
     sink = LineSink(os.open(os.devnull, os.O_WRONLY))
     context = {
         "invocation_id": str(uuid.uuid4()),

@@ -1,10 +1,11 @@
-"""What it costs a page to be evaluated past row-level security, in both ways, beside the owner, in the same run.
+"""The cost of evaluating a page past row-level security, in both ways, compared with the owner.
 
     python benchmarks/row_level_security.py [--mentors 100000] [--page-size 1000] [--rounds 3]
 
-The owner of the tables, a role with BYPASSRLS and a role that reads through SECURITY DEFINER functions take turns page
-by page, as dry runs over the same mentors with 30 activities each; so does a user of an app, who sees one organisation
-through the policies and evaluates nothing: only counts activities, beside the owner who counts the same ones.
+Three roles take turns page by page, as dry runs over the same mentors with 30 activities each. They are the owner of
+the tables, a role with BYPASSRLS, and a role that reads through SECURITY DEFINER functions. An app user, who sees one
+organisation through the policies, evaluates nothing. That user only counts activities, in turn with the owner, who
+counts the same ones.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from scenario_pipeline.engines.statement import decision_statement
 from scenario_pipeline.loading.demo import load_demo
 from scenario_pipeline.scenarios import registry
 from scenario_pipeline.settings import Settings
-from scenario_pipeline.storage import database
+from scenario_pipeline.storage.database import connect, embedded_postgres, locate
 from scenario_pipeline.storage.source import access_of
 from scenario_pipeline.upgrade import upgrade
 
@@ -34,27 +35,27 @@ COUNT = """
     WHERE m.organisation_id = CAST(:organisation AS uuid)"""
 
 
-def prepare(engine: Engine, url: str, mentors: int, today: date) -> dict[str, Engine]:
-    """Load the mentors and return an engine for each way."""
-    upgrade(engine)
-    load_demo(engine, mentors=mentors, activities_per_mentor=ACTIVITIES, seed=1, today=today)
+def prepare(database: Engine, url: str, mentors: int, today: date) -> dict[str, Engine]:
+    """Load the mentors, and return a connection pool for each way."""
+    upgrade(database)
+    load_demo(database, mentors=mentors, activities_per_mentor=ACTIVITIES, seed=1, today=today)
     password = secrets.token_urlsafe()
-    with engine.begin() as connection:
+    with database.begin() as connection:
         connection.execute(text(f"CREATE ROLE held_back LOGIN PASSWORD '{password}' IN ROLE scenario_scheduler"))
         connection.execute(text("CREATE ROLE app_user"))
         connection.execute(text("GRANT USAGE ON SCHEMA scenario TO app_user"))
         connection.execute(text("GRANT SELECT ON scenario.peer_mentors, scenario.mentor_activities TO app_user"))
         for role in ("scenario_owner", "scenario_scheduler"):
             connection.execute(text(f"ALTER ROLE {role} LOGIN PASSWORD '{password}'"))
-    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+    with database.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.execute(text("VACUUM ANALYZE"))
     addresses = {way: make_url(url).set(username=role, password=password) for way, role in WAYS.items()}
-    return {way: database.connect(a.render_as_string(hide_password=False)) for way, a in addresses.items()}
+    return {way: connect(a.render_as_string(hide_password=False)) for way, a in addresses.items()}
 
 
-def evaluate(engine: Engine, mentor_ids: list[str], today: date) -> float:
-    """Return the seconds that the statement of a page takes; it is rolled back."""
-    with engine.connect() as connection:
+def evaluate(database: Engine, mentor_ids: list[str], today: date) -> float:
+    """Return the seconds that the statement of a page takes, and roll it back."""
+    with database.connect() as connection:
         statement = decision_statement(tuple(registry()), access_of(connection))
         parameters = {
             "mentor_ids": mentor_ids,
@@ -68,9 +69,9 @@ def evaluate(engine: Engine, mentor_ids: list[str], today: date) -> float:
     return elapsed
 
 
-def count(engine: Engine, organisation: str, role: str | None) -> float:
-    """Return the seconds that it takes to count an organisation's activities, as an app's user or as the owner."""
-    with engine.begin() as connection:
+def count(database: Engine, organisation: str, role: str | None) -> float:
+    """Return the seconds that counting an organisation's activities takes, as an app user or as the owner."""
+    with database.begin() as connection:
         if role is not None:
             connection.execute(text(f"SET LOCAL ROLE {role}; SET LOCAL row_security = on"))
         connection.execute(text("SELECT set_config('scenario.organisation_id', :id, true)"), {"id": organisation})
@@ -80,17 +81,17 @@ def count(engine: Engine, organisation: str, role: str | None) -> float:
 
 
 def measure(mentors: int, page_size: int, rounds: int) -> None:
-    """Take turns and print a line a way."""
+    """Take turns, and print a line for each way."""
     with tempfile.TemporaryDirectory() as folder:
         os.environ["SCENARIO_HOME"] = folder
         settings = Settings.from_environment()
         today = settings.today(datetime.now(UTC))
-        url = database.locate(settings).scenario
-        engine = database.connect(url)
-        engines: dict[str, Engine] = {}
+        url = locate(settings).scenario
+        database = connect(url)
+        databases: dict[str, Engine] = {}
         try:
-            engines = prepare(engine, url, mentors, today)
-            with engine.connect() as connection:
+            databases = prepare(database, url, mentors, today)
+            with database.connect() as connection:
                 ids = list(
                     connection.execute(
                         text("SELECT id::text FROM scenario.peer_mentors WHERE status = 'active' ORDER BY id")
@@ -101,18 +102,18 @@ def measure(mentors: int, page_size: int, rounds: int) -> None:
             seconds: dict[str, list[float]] = {way: [] for way in WAYS}
             for turn in range(rounds + 1):
                 for page in pages:
-                    for way, one in engines.items():
+                    for way, one in databases.items():
                         elapsed = evaluate(one, page, today)
                         if turn:  # the first round warms caches on all sides
                             seconds[way].append(elapsed)
             counts = [
-                (count(engine, str(organisation), None), count(engine, str(organisation), "app_user"))
+                (count(database, str(organisation), None), count(database, str(organisation), "app_user"))
                 for _ in range(2 * rounds + 1)
             ][1:]
         finally:
-            for one in (engine, *engines.values()):
+            for one in (database, *databases.values()):
                 one.dispose()
-            database.embedded_postgres(settings).stop()
+            embedded_postgres(settings).stop()
     for way in WAYS:
         ratios = [own / owners for own, owners in zip(seconds[way], seconds["owner"], strict=True)]
         each = 1e6 * sum(seconds[way]) / (len(ids) * rounds)

@@ -1,7 +1,7 @@
-"""Counters of a page, a run or any part of one, as values that are added.
+"""Counters of a page, a run or a part of either, as values that can be added.
 
 The identities between them (contract section 5) hold by construction: every total is derived from the counts per
-organisation, scenario and outcome, so nothing can be counted in one place and forgotten in another.
+organisation, scenario and outcome. So nothing can be counted in one place and forgotten in another.
 """
 
 from __future__ import annotations
@@ -9,23 +9,24 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, get_args
 
 DISPATCHED = "dispatched"
-# The order in which they are asked (contract section 4): the first that holds is the reason.
-SUPPRESSION_REASONS = ("opted_out", "duplicate", "cooldown")
-# Mentors who were on the page's list but are gone or no longer active belong to no organisation.
+# In the order in which they are checked (contract section 4): the first that applies is the reason.
+SuppressionReason = Literal["opted_out", "duplicate", "cooldown"]
+SUPPRESSION_REASONS: tuple[SuppressionReason, ...] = get_args(SuppressionReason)
+# A mentor on the page's list who has gone or is no longer active belongs to no organisation.
 NO_ORGANISATION = ""
-# A remote engine tells why a match was suppressed, but not of which scenario it was.
+# A remote engine reports why a match was suppressed, but not for which scenario.
 UNKNOWN_SCENARIO = ""
 
 OutcomeKey = tuple[str, str, str]
-"""Organisation id, scenario type, and `dispatched` or the reason of suppression."""
+"""Organisation id, scenario type, and `dispatched` or the reason for suppression."""
 
 
 @dataclass(frozen=True)
 class BatchStats:
-    """What became of some mentors.
+    """What happened to a set of mentors.
 
     Attributes:
         evaluated_by_organisation: mentors evaluated without an error, by organisation id.
@@ -54,7 +55,7 @@ class BatchStats:
 
     @classmethod
     def sum(cls, parts: Iterable[BatchStats]) -> BatchStats:
-        """Add any number of parts; none add up to nothing."""
+        """Add any number of parts; the sum of no parts is zero."""
         return sum(parts, start=cls())
 
     @property
@@ -64,16 +65,16 @@ class BatchStats:
 
     @property
     def total_settled(self) -> int:
-        """Mentors who need no further evaluation: evaluated, or set aside with an error."""
+        """Mentors who need no further evaluation in this run: evaluated, or recorded as an error."""
         return self.total_evaluated + self.total_errors
 
     @property
     def error_rate(self) -> float:
-        """Share of the settled mentors who had an error, 0 to 1; 0 where there were none."""
+        """Share of the settled mentors who had an error, 0 to 1; 0 if no mentor was settled."""
         return self.total_errors / self.total_settled if self.total_settled else 0.0
 
     def remaining_of(self, total_active_mentors: int) -> int:
-        """Return how many of the active mentors are still to be evaluated."""
+        """Return how many of the active mentors remain to be evaluated."""
         return max(0, total_active_mentors - self.total_settled)
 
     @property
@@ -83,21 +84,21 @@ class BatchStats:
 
     @property
     def total_suppressed(self) -> int:
-        """Matches that were held back, each with a reason."""
+        """Matches that were suppressed, each for one reason."""
         return sum(self.suppressed_by_reason.values())
 
     @property
     def dispatched_by_scenario(self) -> dict[str, int]:
-        """Dispatched matches by scenario type; scenarios with none do not appear."""
+        """Dispatched matches by scenario type; scenarios with none are omitted."""
         return _tally((scenario, n) for (_, scenario, outcome), n in self.outcomes.items() if outcome == DISPATCHED)
 
     @property
     def suppressed_by_reason(self) -> dict[str, int]:
-        """Suppressed matches by reason; reasons with none do not appear."""
+        """Suppressed matches by reason; reasons with none are omitted."""
         return _tally((outcome, n) for (_, _, outcome), n in self.outcomes.items() if outcome != DISPATCHED)
 
     def totals(self) -> dict[str, Any]:
-        """Return the totals under the names they have in the events, the ledger and Dagster's metadata."""
+        """Return the totals under their names in the events, the ledger and Dagster's metadata."""
         return {
             "total_evaluated": self.total_evaluated,
             "total_dispatched": self.total_dispatched,

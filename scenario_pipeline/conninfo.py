@@ -1,7 +1,7 @@
-"""Connection strings, read by libpq itself, so that whatever psql accepts means the same here.
+"""Connection strings, parsed by libpq itself, so that they mean the same here as in psql.
 
-Belongs here: a string's parts, and the string as each of the two drivers takes it. Does not belong here: connecting
-(`database`), or why that failed (`refusals`). No text of libpq is passed on: it quotes what may be a password.
+Belongs here: the parts of a string, and its form for each of the two drivers. Does not belong here: connecting
+(`database`), or why that failed (`refusals`). No text from libpq is passed on, because it may quote a password.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from scenario_pipeline.errors import UserError
 _URL_BEGINNINGS = ("postgresql://", "postgres://")
 _MAX_PORT = 65_535
 _ENDLESS = re.compile(r"\s*(?:-\d+|0+)\s*", re.ASCII)
-# Either driver reads its server's text in the encoding of the session, and a server may prefer another one.
+# Both drivers decode text in the encoding of the session, and a server may default to another one.
 ENCODING = "utf8"
 
 
@@ -27,11 +27,11 @@ def checked(name: str, value: str) -> str:
     """Return a connection string that libpq can read: a URL, or pairs such as `host=/tmp dbname=scenario`.
 
     Args:
-        name: the variable that holds it, for the sentence.
-        value: what stands there.
+        name: name of the variable, for the error message.
+        value: its value.
 
     Raises:
-        UserError: libpq cannot read it; the sentence quotes nothing of it.
+        UserError: libpq cannot read it; the message quotes none of it.
     """
     found = _parts(value)
     if found is None:
@@ -45,7 +45,7 @@ def checked(name: str, value: str) -> str:
 
 
 def parts_of(conninfo: str) -> dict[str, str]:
-    """Return the parameters of a connection string by libpq's names for them.
+    """Return the parameters of a connection string, under libpq's names.
 
     Raises:
         UserError: libpq cannot read it.
@@ -53,25 +53,25 @@ def parts_of(conninfo: str) -> dict[str, str]:
     found = _parts(conninfo)
     if found is None:
         raise UserError(f"The connection string {_what_is_wrong(conninfo)}")
-    # To wait for ever, which 0 means, is no wish that a run with a time budget can grant.
+    # 0 means to wait for ever, which a run with a time budget cannot do.
     if _ENDLESS.fullmatch(found.get("connect_timeout", "")):
         del found["connect_timeout"]
     return found
 
 
 def joined(parameters: Mapping[str, str]) -> str:
-    """Return one connection string of parameters by libpq's names for them."""
+    """Return one connection string made of parameters under libpq's names."""
     return make_conninfo("", **parameters)
 
 
 def with_database(conninfo: str, database: str) -> str:
-    """Return the connection string for another database of the same server."""
+    """Return the connection string for another database on the same server."""
     return joined(parts_of(conninfo) | {"dbname": database})
 
 
 def options_of(conninfo: str) -> str:
-    """Return the session options that psql would use: the string's own, a service's, or those of `PGOPTIONS`."""
-    # A port that cannot be lets libpq put everything together and stop before it looks up a name.
+    """Return the session options that psql would use: from the string, its service, or `PGOPTIONS`."""
+    # With an impossible port, libpq collects all options and stops before it looks up a name.
     put_together = pq.PGconn.connect_start(joined(parts_of(conninfo) | {"port": "0"}).encode())
     found = {option.keyword: option.val for option in put_together.info}
     put_together.finish()
@@ -79,7 +79,7 @@ def options_of(conninfo: str) -> str:
 
 
 def shown_url(conninfo: str) -> URL:
-    """Return what SQLAlchemy shows of a connection string; the driver is given the parts themselves."""
+    """Return the URL that SQLAlchemy displays; the driver receives the parts themselves."""
     parts = parts_of(conninfo)
     port = parts.get("port", "")
     return URL.create(
@@ -93,10 +93,10 @@ def shown_url(conninfo: str) -> URL:
 
 
 def psycopg2_url(conninfo: str) -> str:
-    """Return the URL by which SQLAlchemy lets psycopg2, which Dagster speaks, connect.
+    """Return the URL with which SQLAlchemy connects through psycopg2, the driver that Dagster uses.
 
-    SQLAlchemy does not read what psql does into a URL's host and query, so libpq gets its own string as `dsn`. User and
-    password stand where SQLAlchemy hides a password.
+    SQLAlchemy reads a URL's host and query differently from psql, so libpq gets its own string as `dsn`. User and
+    password stay in the URL, where SQLAlchemy hides the password.
     """
     parts = parts_of(conninfo) | {"client_encoding": ENCODING}
     user, password = parts.pop("user", ""), parts.pop("password", None)
@@ -107,7 +107,10 @@ def psycopg2_url(conninfo: str) -> str:
 def _parts(conninfo: str) -> dict[str, str] | None:
     try:
         return {name: str(value) for name, value in conninfo_to_dict(conninfo).items()}
-    except (psycopg.Error, UnicodeError):  # unreadable; percent-encoded bytes, or the environment's, that are no UTF-8
+    except (
+        psycopg.Error,
+        UnicodeError,
+    ):  # unreadable; percent-encoded bytes, or bytes of the environment, that are not UTF-8
         return None
 
 
@@ -116,12 +119,12 @@ def _is_port(text: str) -> bool:
 
 
 def _what_is_wrong(value: str) -> str:
-    """Say where a string is wrong, going by what libpq can read and not by what it says."""
+    """Describe where a string is wrong, judged by what libpq can read and not by its messages."""
     address, _, parameters = value.partition("?")
     if not value.startswith(_URL_BEGINNINGS) and ("://" in value or "=" not in value):
         return "must begin with postgresql:// (user:password@host:port/database)."
     if parameters and value.startswith(_URL_BEGINNINGS) and _parts(address) is not None:
-        return "has parameters behind its question mark that libpq cannot read: try it with psql, which says which."
+        return "has parameters after the question mark that libpq cannot read: try it with psql, which names them."
     return (
         "has no valid form: write postgresql://user:password@host:port/database, with @ : / # ? % and spaces in the "
         "password percent-encoded (as UTF-8)."

@@ -1,7 +1,7 @@
 """The one place where foreign errors are translated into the failure taxonomy of `failures`.
 
-Belongs here: `classify`, which tells foreign exceptions apart by class, SQLSTATE and errno. The taxonomy is handed on,
-so that code that translates imports one module. Does not belong here: what to do about a failure.
+Belongs here: `classify`, which distinguishes foreign exceptions by class, SQLSTATE and errno. The taxonomy is
+re-exported, so that code which translates imports one module. Does not belong here: what to do about a failure.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ class NoConnectionError(psycopg.OperationalError):
         self.info, self.remedy = info, remedy
 
 
-# PostgreSQL's condition names stand in psycopg as class names: DivisionByZero -> division_by_zero.
+# psycopg uses PostgreSQL's condition names as class names: DivisionByZero -> division_by_zero.
 _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 _TIMEOUT_STATES = frozenset({"57014", "55P03", "25P03", "25P04"})
-# Classes whose primary message names objects of the schema and settings of the server, never a value of a row.
+# Classes whose primary message names schema objects and server settings, never a value of a row.
 _NO_VALUES = ("25", "40", "42", "53", "55", "57")
 _NETWORK_ERRNOS = frozenset({errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH})
 
 
 def classify(exc: BaseException) -> ErrorInfo:
-    """Translate any exception into an `ErrorInfo`, by fact and never by the text of its message.
+    """Translate any exception into an `ErrorInfo`, by fact and never by its message text.
 
-    A driver's message may quote row values, so no foreign text is passed on: the sentence is built from SQLSTATE,
+    A driver's message may quote row values, so no foreign text is passed on. The sentence is built from SQLSTATE,
     condition name, constraint and table name, errno or the class of the exception.
 
     Args:
@@ -78,7 +78,9 @@ def classify(exc: BaseException) -> ErrorInfo:
         case OSError():
             kind = ErrorType.NETWORK if exc.errno in _NETWORK_ERRNOS else ErrorType.EVALUATION_LOGIC
             return ErrorInfo(kind, _system_message(exc) or "the operating system refused an operation")
-        case Exception(__cause__=sqlalchemy.exc.DBAPIError() as cause):  # as dagster-postgres wraps what it gives up on
+        case Exception(
+            __cause__=sqlalchemy.exc.DBAPIError() as cause
+        ):  # dagster-postgres wraps the error on which it gives up
             return classify(cause)
         case _:
             return ErrorInfo(ErrorType.EVALUATION_LOGIC, f"{type(exc).__name__} was raised; its text is withheld")
@@ -89,10 +91,10 @@ def _system_message(exc: OSError) -> str | None:
 
 
 def _classify_driver_error(orig: BaseException | None, *, disconnected: bool) -> ErrorInfo:
-    """Apply the table of SQLSTATEs: see the PostgreSQL manual, appendix A, for the codes."""
+    """Apply the table of SQLSTATEs; the codes are in the PostgreSQL manual, appendix A."""
     if isinstance(orig, NoConnectionError):
         return orig.info
-    # psycopg 3 and psycopg2, which Dagster speaks, call it differently.
+    # psycopg 3 and psycopg2 (which Dagster uses) have different names for it.
     state = getattr(orig, "sqlstate", None) or getattr(orig, "pgcode", None)
     if isinstance(orig, psycopg.errors.ConnectionTimeout):
         return ErrorInfo(ErrorType.NETWORK, "the database did not answer the connection attempt in time")
@@ -101,7 +103,7 @@ def _classify_driver_error(orig: BaseException | None, *, disconnected: bool) ->
             return ErrorInfo(ErrorType.NETWORK, "the connection to the database was refused or lost")
         return ErrorInfo(ErrorType.DATABASE, "the database refused the connection or the statement")
     sentence = f"SQLSTATE {state}"
-    # A state that a rule made up has the class of its whole family, whose name would say something else.
+    # psycopg gives a state that a rule invented the class of its whole family; that name would mislead.
     if type(orig).__module__.endswith(".errors"):
         sentence += f" {_CAMEL.sub('_', type(orig).__name__).lower()}"
     diagnostic = getattr(orig, "diag", None)
@@ -109,7 +111,7 @@ def _classify_driver_error(orig: BaseException | None, *, disconnected: bool) ->
         reported = getattr(diagnostic, "message_primary", None)
         sentence += f": {_trusted(diagnostic, reported)}" if reported else ""
     if state == "22P05":
-        sentence += ": the encoding of the database has no place for a letter; use a database in UTF8"
+        sentence += ": the encoding of the database cannot represent a letter; use a database in UTF8"
     for label, value in (
         ("constraint", getattr(diagnostic, "constraint_name", None)),
         ("table", getattr(diagnostic, "table_name", None)),
@@ -126,7 +128,7 @@ def _classify_driver_error(orig: BaseException | None, *, disconnected: bool) ->
 
 
 # Files of the server's source whose messages name objects of the catalog, settings and time limits. A rule or a trigger
-# can put anything into the same fields; then the file is that of its language (`pl_exec.c` for PL/pgSQL).
+# can put anything into the same fields, but then the file is that of its language (`pl_exec.c` for PL/pgSQL).
 _FILES_WITH_NAMES_ONLY = frozenset(
     f"{name}.c"
     for name in (
@@ -138,16 +140,16 @@ _FILES_WITH_NAMES_ONLY = frozenset(
 
 
 def _trusted(diagnostic: Any, text: str) -> str:
-    """Return what the server itself said, as it is; what a rule may have said, sanitised."""
+    """Return text from the server itself unchanged; sanitise text that a rule may have written."""
     file = (getattr(diagnostic, "source_file", None) or "").rpartition("/")[2]
     return text if file in _FILES_WITH_NAMES_ONLY else sanitise(text)
 
 
 def _is_unreachable(orig: BaseException | None) -> bool:
-    """Tell a server that cannot be reached from one that answers "no".
+    """Distinguish a server that cannot be reached from one that refuses.
 
-    libpq gives neither a SQLSTATE while connecting. A server that answered sends `FATAL:`; it is out of reach all
-    the same while it starts up, recovers or shuts down.
+    libpq gives no SQLSTATE for either while connecting. A server that answered sends `FATAL:`. It still counts as out
+    of reach while it starts up, recovers or shuts down.
     """
     text = str(orig)
     if "FATAL" not in text:

@@ -1,7 +1,8 @@
 """The failure taxonomy: what can fail, as values and exceptions of our own.
 
 Belongs here: the closed set of error types (contract section 5), a failure as a value, and the exceptions that carry
-one. Does not belong here: foreign errors (`errors`), or a library that takes time to import: every command pays it.
+one. Does not belong here: foreign errors (`errors`), or a library that is slow to import: every command would pay for
+it.
 """
 
 from __future__ import annotations
@@ -28,10 +29,10 @@ class ErrorInfo:
 
     Attributes:
         error_type: one of the four types.
-        error_message: one sentence in our own words, with names from closed sources only: it also goes where the
-            logger does not stand, into the ledger, into step outputs and into Dagster's events. Whoever puts foreign
-            text into it sanitises that text first.
-        sqlstate: the five-character SQLSTATE where the database named one.
+        error_message: one sentence in our own words, with names from closed sources only. It also reaches places that
+            the logger does not guard: the ledger, step outputs and Dagster's events. Code that puts foreign text into
+            it must sanitise that text first.
+        sqlstate: the five-character SQLSTATE, if the database gave one.
     """
 
     error_type: ErrorType
@@ -45,13 +46,13 @@ class ErrorInfo:
     def is_about_a_row(self) -> bool:
         """Whether the database refused a value, so that other mentors of the page may still be evaluated.
 
-        What is not, by the tables of `sqlstates`, is systemic (contract section 6).
+        By the tables of `sqlstates`, every other failure is systemic (contract section 6).
         """
         return self.sqlstate is not None and is_of_a_row(self.sqlstate)
 
     @property
     def is_worth_a_retry(self) -> bool:
-        """Whether the same transaction may succeed when repeated at once (deadlock, serialization failure)."""
+        """Whether the same transaction may succeed if repeated at once (deadlock, serialization failure)."""
         return self.sqlstate in {"40P01", "40001"}
 
     @property
@@ -64,8 +65,8 @@ class UserError(Exception):
     """A mistake that one clear sentence explains: what is wrong, where, and what to do.
 
     Args:
-        message: the sentence; it never holds a personal value or a secret.
-        exit_status: what the command line ends with: 2 for wrong usage, 1 for anything else (contract section 5).
+        message: the sentence; it must not hold a personal value or a secret.
+        exit_status: exit status of the command: 2 for wrong usage, 1 for anything else (contract section 5).
     """
 
     def __init__(self, message: str, *, exit_status: int = 2) -> None:
@@ -85,4 +86,4 @@ class SystemicError(Exception):
 
 
 class BudgetSpentError(Exception):
-    """The time budget ended while a page was in hand; the page was rolled back and is left to the next run."""
+    """The time budget ended during a page; the page was rolled back, and the next run evaluates it."""

@@ -1,4 +1,4 @@
-"""The records that travel between the parts: what a run was asked for, its pages, and what became of a page.
+"""The records that travel between the parts: the order for a run, its pages, and the result of a page.
 
 Belongs here: frozen values, safe to pickle between Dagster's steps. Does not belong here: behaviour.
 """
@@ -9,14 +9,14 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
-from typing import Literal
+from typing import Literal, get_args
 
 from scenario_pipeline.batch_stats import BatchStats
 from scenario_pipeline.failures import ErrorInfo, UserError
 
 DispatchMode = Literal["live", "dry_run"]
-DISPATCH_MODES = ("auto", "live", "dry_run")
-# `auto` sends for today and, at most, the three days before (contract section 4).
+DISPATCH_MODES: tuple[str, ...] = ("auto", *get_args(DispatchMode))
+# `auto` sends for today and the three days before it (contract section 4).
 LIVE_DAYS = 3
 # The start of the cooldown window of a mentor's first notification (contract section 4).
 FIRST_WINDOW = date(1970, 1, 1)
@@ -27,15 +27,15 @@ class RunOrder:
     """What one invocation is to do.
 
     Attributes:
-        evaluation_date: the date every scenario is held against.
+        evaluation_date: the date for which every scenario is evaluated.
         scenario_types: sorted names of installed scenarios.
         organisation_ids: sorted ids of the organisations to evaluate; empty for all.
         dispatch_mode: `live` writes notifications, `dry_run` rolls them back.
         engine_name: name of the trigger engine.
         time_budget_seconds: how long the invocation may evaluate.
         page_size: mentors a page, or None to choose by the number of mentors.
-        triggered_by: who asked for it, one of `events.TRIGGERED_BY`.
-        continues: the partial invocation whose mentors left over come first; None for those of the latest one.
+        triggered_by: what started it, one of `log.vocabulary.TRIGGERED_BY`.
+        continues: the partial invocation whose unprocessed mentors come first; None for the latest one.
     """
 
     evaluation_date: date
@@ -61,7 +61,7 @@ class Page:
     Attributes:
         number: 1 for the first page.
         mentor_ids: in the order of evaluation.
-        planned_by: the invocation that made the list: a re-execution from failure evaluates pages of its parent.
+        planned_by: the invocation that made the list; a re-execution from failure evaluates pages of its parent.
     """
 
     number: int
@@ -82,10 +82,10 @@ class PageResult:
     """What a trigger engine did with a page.
 
     Attributes:
-        stats: what became of the mentors that were settled.
-        errors: those of them whose evaluation failed.
-        unprocessed: the mentors that are left to the next run, in the order of the page.
-        failure: why they are left, if the run cannot go on; None if the time budget ended.
+        stats: what happened to the mentors who were settled.
+        errors: the settled mentors whose evaluation failed.
+        unprocessed: the mentors whom the next run evaluates, in the order of the page.
+        failure: why the run cannot go on; None if it can, or if the time budget ended.
     """
 
     stats: BatchStats
@@ -96,7 +96,7 @@ class PageResult:
 
 @dataclass(frozen=True)
 class PageEvaluated:
-    """The page was committed by the invocation named."""
+    """The named invocation committed the page."""
 
     invocation_id: str
     page_number: int
@@ -105,7 +105,7 @@ class PageEvaluated:
 
 @dataclass(frozen=True)
 class PageUnprocessed:
-    """The page, or the rest of it, was not evaluated: the budget was spent, or the run had failed (see `failure`)."""
+    """Some or all of the page was not evaluated: the budget was spent, or the run had failed (see `failure`)."""
 
     invocation_id: str
     page: Page
@@ -116,7 +116,7 @@ PageOutcome = PageEvaluated | PageUnprocessed
 
 
 def parse_date(text: str) -> date | None:
-    """Return the date that `text` names as YYYY-MM-DD, or None; week dates of the same length are none."""
+    """Return the date that `text` gives as YYYY-MM-DD, or None; a week date of the same length gives None."""
     if re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", text) is None:
         return None
     try:
@@ -126,7 +126,7 @@ def parse_date(text: str) -> date | None:
 
 
 def resolve_dispatch_mode(mode: str, evaluation_date: date, today: date) -> DispatchMode:
-    """Turn `auto` into what it means for this date: a backfill of an old month never sends.
+    """Resolve `auto` for this date: a backfill of an old month never sends.
 
     Args:
         mode: `auto`, `live` or `dry_run`.
@@ -134,7 +134,7 @@ def resolve_dispatch_mode(mode: str, evaluation_date: date, today: date) -> Disp
         today: the current date in the configured time zone.
 
     Raises:
-        UserError: `live` for a date that cannot be sent for.
+        UserError: `live` for a date for which nothing can be sent.
     """
     match mode:
         case "live":
@@ -148,13 +148,13 @@ def resolve_dispatch_mode(mode: str, evaluation_date: date, today: date) -> Disp
 
 
 def check_live_date(evaluation_date: date, today: date) -> None:
-    """Refuse to send for a date after today, or for one that the start of all cooldowns leaves no room for.
+    """Refuse to send for a date after today, or for one not after `FIRST_WINDOW`.
 
     A notification dated after today would keep its mentor in cooldown until then. `FIRST_WINDOW` stands for "no
     notification before", so nothing can be dated up to it (contract section 4).
 
     Raises:
-        UserError: with a sentence that names the way out.
+        UserError: the message says what to do instead.
     """
     if evaluation_date > today:
         raise UserError(
@@ -171,7 +171,8 @@ def check_live_date(evaluation_date: date, today: date) -> None:
 def choose_page_size(requested: int | None, mentors: int) -> int:
     """Return how many mentors a page holds.
 
-    Each mapped step costs Dagster tens of milliseconds, so pages grow rather than pass 64 (contract section 7).
+    Each mapped step costs Dagster tens of milliseconds, so pages grow and their number stays at or below 64 (contract
+    section 7).
     """
     if requested is not None:
         return requested
@@ -179,7 +180,7 @@ def choose_page_size(requested: int | None, mentors: int) -> int:
 
 
 def paginate(mentor_ids: Sequence[str], page_size: int | None, *, planned_by: str | None = None) -> list[Page]:
-    """Cut the mentors into pages, in their order; no page size lets it grow with the number of mentors."""
+    """Divide the mentors into pages, in order; with no page size, pages grow with the number of mentors."""
     size = choose_page_size(page_size, len(mentor_ids))
     return [
         Page(start // size + 1, tuple(mentor_ids[start : start + size]), planned_by)

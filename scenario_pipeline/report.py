@@ -16,16 +16,16 @@ from scenario_pipeline.log.vocabulary import Event, RunCompleted, RunFailed, Run
 
 @dataclass(frozen=True)
 class Report:
-    """How an invocation ended: what the closing events, the ledger and Dagster's metadata say alike.
+    """How an invocation ended, as the closing events, the ledger and Dagster's metadata all state it.
 
     Attributes:
         status: `completed`, `partial` or `failed`.
         total_active_mentors: mentors the invocation set out to evaluate.
-        stats: what became of those that were evaluated.
+        stats: what happened to the mentors who were evaluated.
         duration_ms: whole milliseconds on a monotonic clock.
-        remaining: mentors left unprocessed, or None where the failure left it unknown.
-        reason: why it is partial: `time_budget` or `terminated`.
-        failure: why it failed.
+        remaining: unprocessed mentors, or None if the failure makes their number unknown.
+        reason: why the invocation is partial: `time_budget` or `terminated`.
+        failure: why the invocation failed.
     """
 
     status: Literal["completed", "partial", "failed"]

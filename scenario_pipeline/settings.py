@@ -15,6 +15,7 @@ from datetime import date, datetime
 from functools import cache, lru_cache
 from ipaddress import ip_address
 from pathlib import Path
+from typing import Literal, get_args
 from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
 
@@ -25,12 +26,13 @@ MAX_TIME_BUDGET_SECONDS = 86_400.0
 MAX_PAGE_SIZE = 100_000
 DEFAULT_MAX_ERROR_RATE = 0.01
 DEFAULT_ENGINE_CONCURRENCY, MAX_ENGINE_CONCURRENCY = 4, 64
-# Also how many mentors the project's own engine takes in one request.
+# The maximum is also how many mentors the project's own engine accepts in one request.
 DEFAULT_ENGINE_CHUNK_SIZE, MAX_ENGINE_CHUNK_SIZE = 100, 1000
-ENGINES = ("sql", "http")
+EngineName = Literal["sql", "http"]
+ENGINES: tuple[EngineName, ...] = get_args(EngineName)
 
 _PREFIX = "SCENARIO_"
-# Those of contract section 7, and those of the engine's own.
+# The variables of contract section 7, and those of the engine.
 VARIABLES = frozenset(
     f"{_PREFIX}{name}"
     for name in (
@@ -62,34 +64,34 @@ VARIABLES = frozenset(
 _ENDPOINT = re.compile(r"SCENARIO_ENDPOINT_[A-Z0-9_]+_(?:URL|SECRETS)")
 _MAX_NAME = 100
 
-# Placeholders of the zone database, and this machine's own zone, which another machine does not know.
+# Placeholders in the zone database, and this machine's own zone, which other machines do not know.
 _NO_ZONES = frozenset({"Factory", "localtime", "posixrules"})
-# The same zones once more, one kind of them with leap seconds.
+# Copies of all zones; those in `right` count leap seconds.
 _OTHER_COUNTS = frozenset({"posix", "right"})
 
-# In a checkout the folder that holds pyproject.toml, dagster.yaml and workspace.yaml; else only `site-packages`.
+# In a checkout, the folder with pyproject.toml, dagster.yaml and workspace.yaml; otherwise just `site-packages`.
 PROJECT_FOLDER = Path(__file__).resolve().parent.parent
 PROJECT_NAME = "scenario-pipeline"
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the environment says.
+    """The settings that the environment gives.
 
     Attributes:
         home: folder of the embedded Postgres and of Dagster's local files.
         database_url: the scheduler's own database, or None for the embedded Postgres.
         dagster_database_url: Dagster's instance storage, or None for a database `dagster` on the same server.
-        timezone: whose midnight changes the evaluation date.
+        timezone: the zone at whose midnight the evaluation date changes.
         time_budget_seconds: how long a run may evaluate, in seconds.
         page_size: mentors a page, or None to let it grow with the number of mentors.
         engine: which trigger engine evaluates, `sql` or `http`.
         engine_url: base URL of the `http` engine.
         engine_token: its bearer token; kept out of `repr`.
-        engine_concurrency: how many requests it is sent side by side.
+        engine_concurrency: how many requests it gets at the same time.
         engine_chunk_size: mentors a request.
-        engine_trust_proxy: whether the proxy variables of the environment (`HTTPS_PROXY` and the like) hold for it.
-        cron: when the schedule of all scenarios ticks.
+        engine_trust_proxy: whether the proxy variables of the environment (`HTTPS_PROXY` and the like) apply to it.
+        cron: when the schedule for all scenarios ticks.
         max_error_rate: share of mentors with an error, 0 to 1, above which the check `error_rate` warns.
     """
 
@@ -113,7 +115,8 @@ class Settings:
         """Read and check the variables; an empty value counts as unset.
 
         Raises:
-            UserError: a value that cannot work, named by its variable and never quoted if it may hold a secret.
+            UserError: a value cannot work; the message names its variable, and never quotes a value that may hold a
+                secret.
         """
         env = os.environ if environment is None else environment
 
@@ -166,21 +169,21 @@ class Settings:
 
 @cache
 def is_checkout(folder: Path) -> bool:
-    """Whether `folder` is a checkout of this project: its `pyproject.toml` says so, and not just any."""
+    """Whether `folder` is a checkout of this project, going by the name in its `pyproject.toml`."""
     try:
         project = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8")).get("project", {})
-    except (OSError, ValueError):  # none; not readable; not TOML, or not UTF-8
+    except (OSError, ValueError):  # missing; not readable; not TOML, or not UTF-8
         return False
     return isinstance(project, dict) and project.get("name") == PROJECT_NAME
 
 
 def default_home(folder: Path, data_home: str | None) -> Path:
-    """Return where data is kept if `SCENARIO_HOME` is not set (contract section 7).
+    """Return where data is stored if `SCENARIO_HOME` is not set (contract section 7).
 
     Args:
-        folder: what holds the package. A checkout keeps its own data; `site-packages` must not: who deletes a virtual
-            environment would delete the record of what was sent.
-        data_home: `XDG_DATA_HOME`; as its specification says, a relative path counts as unset.
+        folder: the folder that holds the package. A checkout keeps its own data. `site-packages` must not: deleting a
+            virtual environment would then delete the record of what was sent.
+        data_home: `XDG_DATA_HOME`; by its specification, a relative path counts as unset.
     """
     if is_checkout(folder):
         return folder / ".scenario"
@@ -189,7 +192,7 @@ def default_home(folder: Path, data_home: str | None) -> Path:
 
 
 def check_time_budget(name: str, value: str | float) -> float:
-    """Return a time budget in seconds, more than 0 and at most a day; `name` says where it came from."""
+    """Return a time budget in seconds, more than 0 and at most a day; `name` is the setting it comes from."""
     try:
         seconds = float(value)
     except ValueError:
@@ -200,12 +203,12 @@ def check_time_budget(name: str, value: str | float) -> float:
 
 
 def check_page_size(name: str, value: str | int | None) -> int | None:
-    """Return a page size from 1 to 100,000 mentors, or None where none is set."""
+    """Return a page size from 1 to 100,000 mentors, or None if none is set."""
     return None if value is None else _whole_number(name, value, "mentors", MAX_PAGE_SIZE)
 
 
 def _whole_number(name: str, value: str | int, unit: str, maximum: int) -> int:
-    # int() would also read other scripts' digits and underscores.
+    # int() would also accept underscores and digits of other scripts.
     readable = isinstance(value, int) or (value.isascii() and value.isdigit() and len(value) < 10)
     number = int(value) if readable else 0
     if not 1 <= number <= maximum:
@@ -220,7 +223,7 @@ def _switch(name: str, value: str | None) -> bool:
 
 
 def _token(value: str | None) -> str | None:
-    """Accept what an HTTP header can hold (RFC 6750): the sentence must not quote it."""
+    """Accept what an HTTP header can hold (RFC 6750); the message must not quote it."""
     if value is not None and not (value.isascii() and value.isprintable() and " " not in value):
         raise UserError("SCENARIO_ENGINE_TOKEN must consist of ASCII letters, digits and signs, without spaces.")
     return value
@@ -250,7 +253,7 @@ def _engine_url(value: str | None, *, needed: bool) -> str | None:
     try:
         parts = urlsplit(value)
         host = parts.hostname if parts.port != 0 else None
-    except ValueError:  # its text quotes what stands there
+    except ValueError:  # its text quotes the value
         host = None
     if not host or not value.isascii() or not value.isprintable() or " " in value:
         raise UserError("SCENARIO_ENGINE_URL has no valid host and port: write https://host:port/path.")
@@ -264,7 +267,7 @@ def _engine_url(value: str | None, *, needed: bool) -> str | None:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether `host` is this machine by its name or its number; other names are not resolved, they may change."""
+    """Whether `host` is `localhost` or a loopback address; other names are not resolved, because they may change."""
     try:
         return host.lower() == "localhost" or ip_address(host).is_loopback
     except ValueError:
@@ -274,14 +277,14 @@ def is_loopback(host: str) -> bool:
 def _folder(value: str) -> Path:
     try:
         return Path(value).expanduser().resolve()
-    except (OSError, RuntimeError):  # a loop of links; a user without a home
+    except (OSError, RuntimeError):  # a loop of links; a user without a home folder
         raise UserError("SCENARIO_HOME must be the path of a folder.") from None
 
 
 def _postgres(name: str, value: str | None) -> str | None:
     if value is None:
         return None
-    # Imported here: most commands read settings, and few of them need a database driver.
+    # Imported here because most commands read settings, and few of them need a database driver.
     from scenario_pipeline.conninfo import checked
 
     return checked(name, value)
@@ -289,7 +292,7 @@ def _postgres(name: str, value: str | None) -> str | None:
 
 @lru_cache(maxsize=4096)
 def is_timezone(name: str) -> bool:
-    """Whether a name is an IANA time zone; the zone database also has files that are no zone of its own."""
+    """Whether a name is an IANA time zone; the zone database also holds files that are not zones."""
     try:
         key = ZoneInfo(name).key
     except (KeyError, OSError, ValueError):  # unknown name; a folder of the zone database; a malformed key
@@ -304,7 +307,7 @@ def _timezone(value: str) -> ZoneInfo:
 
 
 def unknown_variables(environment: Mapping[str, str] | None = None) -> Iterator[tuple[str, str]]:
-    """Yield the name of each variable that is set like a setting and is none, and the setting of the nearest name."""
+    """Yield each variable that looks like a setting but is none, with the setting whose name is nearest."""
     env = os.environ if environment is None else environment
     names = {name.removeprefix(_PREFIX): name for name in sorted(VARIABLES)}
     for name, value in sorted(env.items()):

@@ -1,7 +1,7 @@
-"""What authors of scenarios test a rule with: one mentor, one date, and what must be due.
+"""A test helper for authors of scenarios: one mentor, one date, and the expected match.
 
-Belongs here: asking a scenario's own select on a database that is thrown away. Does not belong here: tests, or the
-test runner, which this module does not know.
+Belongs here: running a scenario's own select on a disposable database. Does not belong here: tests, or anything of a
+test runner.
 """
 
 from __future__ import annotations
@@ -52,27 +52,27 @@ def assert_due(
 ) -> None:
     """Check what a scenario finds for one mentor on one date.
 
-    The scenario's own select runs with the rights of the scheduler, on an embedded Postgres that starts with the first
-    call in a process, keeps nothing, and ends with the process. The scenario need not be installed.
+    The scenario's own select runs with the rights of the scheduler, on an embedded Postgres. That server starts with
+    the first call in a process, keeps nothing, and ends with the process. The scenario need not be installed.
 
     Args:
         scenario: the scenario.
         on: the evaluation date.
         expected: `threshold`, `crossed_on` and `dedup_key` of the match, or None if nothing is due.
-        joined_on: when the mentor joined; who joins after `on` is not evaluated.
+        joined_on: when the mentor joined; a mentor who joins after `on` is not evaluated.
         activities: dates of activities, or pairs of `activity_type` and date.
-        certifications: pairs of `certification_type` and date of expiry.
-        thresholds: instead of the scenario's own.
-        lookback_days: instead of the scenario's own.
+        certifications: pairs of `certification_type` and expiry date.
+        thresholds: replace the scenario's own.
+        lookback_days: replaces the scenario's own.
 
     Raises:
-        AssertionError: something else is due; the text shows both side by side.
+        AssertionError: something else is due; the message shows both side by side.
     """
     __tracebackhide__ = True  # pytest then shows the caller's line
     with _database().connect() as connection, connection.begin() as transaction:
         _insert_configuration(connection, scenario, thresholds, lookback_days)
         mentor_id = _insert_mentor(connection, joined_on, activities, certifications)
-        # What a run may not read, a test may not read either.
+        # A test must not be able to read what a run may not read.
         connection.execute(text(f"SET LOCAL ROLE {SCHEDULER}"))
         found = _matches(connection, scenario, mentor_id, on)
         transaction.rollback()
@@ -101,7 +101,7 @@ def _insert_configuration(
     connection: Connection, scenario: Scenario, thresholds: Sequence[int] | None, lookback_days: int | None
 ) -> None:
     config = scenario_evaluation_config
-    # An installed scenario has its default row already.
+    # An installed scenario already has its default row.
     connection.execute(delete(config).where(config.c.scenario_type == scenario.scenario_type))
     connection.execute(
         insert(config).values(

@@ -14,13 +14,13 @@ from scenario_pipeline.limits import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS,
 
 @dataclass(frozen=True)
 class TimeBudget:
-    """A deadline that can be asked what is left.
+    """A deadline that knows how much time remains.
 
     Attributes:
         started_at: reading of `clock` when the invocation began, in seconds.
         seconds: length of the budget.
         clock: a monotonic clock in seconds; an argument, so that tests need not wait.
-        overtime: seconds after its end for what may not be cut off there.
+        overtime: seconds after the end of the budget for work that must not be cut off there.
     """
 
     started_at: float
@@ -32,7 +32,7 @@ class TimeBudget:
     def start(
         cls, seconds: float, *, already_spent: float = 0.0, clock: Callable[[], float] = time.monotonic
     ) -> TimeBudget:
-        """Begin a budget now; `already_spent` seconds went by in another process of the same invocation."""
+        """Start a budget now; another process of the same invocation has spent `already_spent` seconds of it."""
         return cls(clock() - already_spent, seconds, clock)
 
     @property
@@ -47,22 +47,22 @@ class TimeBudget:
 
     @property
     def remaining_seconds(self) -> float:
-        """Seconds that may still be spent, never below 0."""
+        """Seconds that remain, never below 0."""
         return max(0.0, self.seconds - self.elapsed_seconds)
 
     @property
     def overtime_seconds(self) -> float:
-        """Seconds until what may not be cut off at the end of the budget must be over, never below 0."""
+        """Seconds that remain with the overtime included, never below 0."""
         return max(0.0, self.seconds + self.overtime - self.elapsed_seconds)
 
     @property
     def is_spent(self) -> bool:
-        """Whether nothing more may be begun."""
+        """Whether no further work may begin."""
         return self.remaining_seconds <= 0
 
 
 class Pauses:
-    """Growing pauses between the attempts to reach a database that is out of reach.
+    """Growing pauses between attempts to reach a database that is out of reach.
 
     Args:
         first: length of the first pause, in seconds; each later one is twice as long, up to `LONGEST_PAUSE_SECONDS`.
@@ -72,7 +72,7 @@ class Pauses:
         self._next = first
 
     def wait(self, seconds_left: float) -> bool:
-        """Wait before the next attempt; return False at once if that would not end within `seconds_left`."""
+        """Wait before the next attempt; return False at once if the pause is longer than `seconds_left`."""
         if self._next >= seconds_left:
             return False
         time.sleep(self._next)

@@ -1,7 +1,7 @@
 """Brings one installation's database to this code's version.
 
-Belongs here: what an upgrade consists of, and opening the database for a run. Does not belong here: where the database
-is, or its migrations (`storage.database`).
+Belongs here: the steps of an upgrade, and opening the database for a run. Does not belong here: where the database is,
+or its migrations (`storage.database`).
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from scenario_pipeline.storage.roles import grant
 
 
 def upgrade(database: Engine) -> None:
-    """Bring the database to this code's version: schema, configuration and functions of each scenario, and grants.
+    """Upgrade the database to this code's version: schema, grants, and each scenario's configuration and function.
 
-    All of it or nothing, and safe to repeat.
+    It happens completely or not at all, and is safe to repeat.
 
     Raises:
         UserError: the server is too old, or the database is newer than the code.
@@ -34,7 +34,7 @@ def upgrade(database: Engine) -> None:
 def open_database(settings: Settings) -> Engine:
     """Return a pool of connections to the scheduler's own database, upgraded first if it is the embedded one.
 
-    A database that cannot be upgraded or reached is reported by the code that uses it.
+    If the database cannot be upgraded or reached, the code that uses it reports that.
 
     Raises:
         UserError: a setting cannot work, or the embedded server cannot be started.

@@ -20,15 +20,30 @@ from scenario_pipeline.errors import UserError, classify
 from scenario_pipeline.records import choose_page_size
 from scenario_pipeline.scenarios import registry
 from scenario_pipeline.settings import Settings
-from scenario_pipeline.storage import database, source
-from scenario_pipeline.storage.database import limit_statement_time
+from scenario_pipeline.storage import source
+from scenario_pipeline.storage.database import (
+    ENCODING_REMEDY,
+    NO_ENCODING,
+    OLDEST_SERVER,
+    UPGRADE_COMMAND,
+    WRONG_ENCODING,
+    code_version,
+    connect,
+    limit_statement_time,
+    locate,
+    mismatch,
+    schema_version,
+    server_encoding,
+    server_major,
+    why_unusable,
+)
 from scenario_pipeline.storage.roles import OWNER, SCHEDULER
 from scenario_pipeline.storage.source import Access, unknown_organisations
 from scenario_pipeline.storage.tables import SCHEMA, scenario_evaluation_config, source_activities
 
 # Reading every mentor once takes longer than anything else.
 SUMMARY_SECONDS = 15.0
-# A run's age is told by the database's clock and its start by this machine's.
+# A run's age is measured by the database's clock, and its start by this machine's.
 MAX_SKEW_SECONDS = 1.0
 # Below this a sequential scan is no mistake of the planner.
 SMALL_TABLE_BYTES = 1_000_000
@@ -43,25 +58,25 @@ def examine_database(settings: Settings) -> Iterator[Finding]:
     """Look at the scheduler's database; the embedded server is not started for it."""
     name = "database_connection"
     try:
-        urls = database.locate(settings, start=False)
+        urls = locate(settings, start=False)
     except UserError as exc:
         yield Finding(name, Status.UNKNOWN, str(exc), "scenario-pipeline up")
         return
-    engine = database.connect(urls.scenario)
+    database = connect(urls.scenario)
     try:
         setting = "the embedded Postgres" if urls.embedded else "SCENARIO_DATABASE_URL"
-        unusable = database.why_unusable(engine, setting)
+        unusable = why_unusable(database, setting)
         if unusable is not None:
             # Not psql with the URL: every user of the machine may read what a process is called with.
             yield Finding(name, Status.UNKNOWN, unusable.sentence, unusable.remedy)
             return
-        yield from _examine(engine, settings, setting)
+        yield from _examine(database, settings, setting)
     finally:
-        engine.dispose()
+        database.dispose()
 
 
-def _examine(engine: Engine, settings: Settings, setting: str) -> Iterator[Finding]:
-    with engine.connect() as connection:
+def _examine(database: Engine, settings: Settings, setting: str) -> Iterator[Finding]:
+    with database.connect() as connection:
         role, is_member, inherits = connection.execute(
             text(
                 "SELECT quote_ident(current_user), coalesce(pg_has_role(to_regrole(:scheduler), 'MEMBER'), false), "
@@ -69,8 +84,8 @@ def _examine(engine: Engine, settings: Settings, setting: str) -> Iterator[Findi
             ),
             {"scheduler": SCHEDULER},
         ).one()
-        has_inherit_option = database.server_major(connection) >= 16
-    rights_remedy = f"{database.UPGRADE_COMMAND}, as {OWNER}" if inherits else f"GRANT {SCHEDULER} TO {role}"
+        has_inherit_option = server_major(connection) >= 16
+    rights_remedy = f"{UPGRADE_COMMAND}, as {OWNER}" if inherits else f"GRANT {SCHEDULER} TO {role}"
     if is_member and not inherits:
         rights_remedy = f"{rights_remedy} WITH INHERIT TRUE" if has_inherit_option else f"ALTER ROLE {role} INHERIT"
     yield Finding("database_connection", Status.OK, f"The database of {setting} answers; the role is {role}.")
@@ -79,7 +94,7 @@ def _examine(engine: Engine, settings: Settings, setting: str) -> Iterator[Findi
         if not fits and name not in _ANY_SCHEMA:
             continue
         try:
-            with engine.connect() as connection, connection.begin():
+            with database.connect() as connection, connection.begin():
                 connection.execute(text("SET TRANSACTION READ ONLY"))
                 # So that objects are named with their schema, whatever the role's own path is.
                 connection.execute(text("SET LOCAL search_path = pg_catalog"))
@@ -98,17 +113,17 @@ def _examine(engine: Engine, settings: Settings, setting: str) -> Iterator[Findi
 
 def _server_version(look: Look) -> Iterator[Finding]:
     version = look.scalar("SHOW server_version")
-    if database.server_major(look.connection) < database.OLDEST_SERVER:
-        sentence = f"The server is PostgreSQL {version}; version {database.OLDEST_SERVER} or newer is needed."
+    if server_major(look.connection) < OLDEST_SERVER:
+        sentence = f"The server is PostgreSQL {version}; version {OLDEST_SERVER} or newer is needed."
         yield Finding("server_version", Status.PROBLEM, sentence, "pg_upgrade")
     else:
         yield Finding("server_version", Status.OK, f"The server is PostgreSQL {version}.")
 
 
 def _server_encoding(look: Look) -> Iterator[Finding]:
-    name, encoding = "server_encoding", database.server_encoding(look.connection)
-    if encoding == database.NO_ENCODING:
-        yield Finding(name, Status.PROBLEM, as_sentence(database.WRONG_ENCODING), database.ENCODING_REMEDY)
+    name, encoding = "server_encoding", server_encoding(look.connection)
+    if encoding == NO_ENCODING:
+        yield Finding(name, Status.PROBLEM, as_sentence(WRONG_ENCODING), ENCODING_REMEDY)
     elif encoding == "UTF8":
         yield Finding(name, Status.OK, "The encoding of the database is UTF8, which has every letter.")
     else:
@@ -127,11 +142,11 @@ def _session_options(look: Look) -> Iterator[Finding]:
 
 
 def _schema_version(look: Look) -> Iterator[Finding]:
-    version, expected = database.schema_version(look.connection), database.code_version()
+    version, expected = schema_version(look.connection), code_version()
     if version == expected:
         yield Finding("schema_version", Status.OK, f"The schema has version {version}, as this release needs it.")
         return
-    sentence, _, remedy = database.mismatch(version).partition(": ")
+    sentence, _, remedy = mismatch(version).partition(": ")
     yield Finding("schema_version", Status.PROBLEM, as_sentence(sentence), remedy.removeprefix("run "))
 
 
@@ -165,7 +180,7 @@ def _mentors(look: Look) -> Iterator[Finding]:
         sentence = f"The view {SCHEMA}.source_mentors has {mentors} mentors, and the status of none is 'active'."
         yield Finding("mentors", Status.PROBLEM, sentence, YOUR_OWN_TABLES)
     if not wrong:
-        yield Finding("mentors", Status.OK, f"The source has {active} active mentors, each of them once.")
+        yield Finding("mentors", Status.OK, f"The source has {active} active mentors, no duplicates.")
 
 
 def _activity_index(look: Look) -> Iterator[Finding]:
@@ -256,12 +271,12 @@ def _configuration(look: Look) -> Iterator[Finding]:
     missing = registry().keys() - {row.scenario_type for row in rows if row.organisation_id is None}
     if missing:
         sentence = f"There is no default configuration of {', '.join(sorted(missing))}."
-        yield Finding(name, Status.PROBLEM, sentence, database.UPGRADE_COMMAND)
+        yield Finding(name, Status.PROBLEM, sentence, UPGRADE_COMMAND)
     own = {row.organisation_id for row in rows if row.organisation_id is not None}
     unknown = unknown_organisations(look.connection, tuple(own))
     if unknown:
         sentence = f"The configuration has rows of {len(unknown)} organisations that do not exist, {unknown[0]} is one."
-        remedy = f"DELETE FROM {table.fullname} WHERE organisation_id = '{unknown[0]}'"  # noqa: S608 - it is only told
+        remedy = f"DELETE FROM {table.fullname} WHERE organisation_id = '{unknown[0]}'"  # noqa: S608 - it is only shown
         yield Finding(name, Status.PROBLEM, sentence, remedy)
     if not missing and not unknown:
         yield Finding(name, Status.OK, f"Every one of the {len(registry())} scenarios is configured.")

@@ -1,4 +1,4 @@
-"""Trigger engines: what evaluates a page and dispatches or suppresses its matches (contract section 6)."""
+"""Trigger engines: they evaluate a page, and dispatch or suppress its matches (contract section 6)."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ from scenario_pipeline.time_budget import TimeBudget
 
 
 class TriggerEngine(Protocol):
-    """Evaluates one page of mentors, exactly once however often it is asked."""
+    """Evaluates a page of mentors exactly once, however often it is asked."""
 
     def evaluate_page(
         self, order: RunOrder, page: Page, invocation_id: str, budget: TimeBudget, logger: StructuredLogger
     ) -> PageResult:
-        """Evaluate and commit a page together with its row in the ledger.
+        """Evaluate a page and commit it together with its row in the ledger.
 
         Raises:
             BudgetSpentError: the budget ended first; nothing of the page was committed.
-            SystemicError: the failure concerns the run and not a mentor; nothing of the page is known to be committed.
+            SystemicError: the failure concerns the run and not a mentor; as far as is known, nothing of the page was
+                committed.
 
-        The result of a page that was committed in part names the unprocessed mentors, and why the run cannot go on.
+        The result of a partly committed page names its unprocessed mentors, and why the run cannot go on.
         """
         ...

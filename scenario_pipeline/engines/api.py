@@ -1,7 +1,7 @@
-"""The HTTP API of a trigger engine (contract section 6): its messages, and what an answer to a call means.
+"""The HTTP API of a trigger engine (contract section 6): its messages, and the meaning of each reply.
 
-Belongs here: the shapes both ends agree on, and total functions from status code, header and body to a verdict. Does
-not belong here: calling (`engines.http`) or answering (`engines.service`).
+Belongs here: the shapes on which both ends agree, and total functions from status code, headers and body to a verdict.
+Does not belong here: calling (`engines.http`) or replying (`engines.service`).
 """
 
 from __future__ import annotations
@@ -12,22 +12,24 @@ from dataclasses import dataclass
 from datetime import date, datetime
 from email.utils import parsedate_to_datetime
 from enum import Enum
-from typing import Annotated, Literal, assert_never
+from typing import Annotated, assert_never
 from uuid import UUID
 
 from pydantic import UUID4, BaseModel, ConfigDict, FailFast, Field, ValidationError
 
+from scenario_pipeline.batch_stats import SuppressionReason
 from scenario_pipeline.errors import ErrorInfo, ErrorType
-from scenario_pipeline.log.vocabulary import UUID4_PATTERN, Name, Reason
+from scenario_pipeline.log.vocabulary import UUID4_PATTERN, Name
+from scenario_pipeline.records import DispatchMode
 from scenario_pipeline.sanitiser import sanitise
 from scenario_pipeline.settings import MAX_ENGINE_CHUNK_SIZE
 
 EVALUATIONS_PATH = "/v1/evaluations"
 HEALTH_PATH = "/v1/health"
-# How long the caller waits for the answer: work committed later would be in no total.
+# How long the caller waits for the reply; work committed later would be in no total.
 TIME_LEFT_HEADER = "Scenario-Time-Left-Ms"
 MAX_REPLY_BYTES = 10 * 1024 * 1024
-# Brackets and commas of a reply: its values in memory are many times as large as `[],[],[]` is on the wire.
+# The limit of brackets and commas in a reply: `[],[],[]` needs many times more memory than it has bytes on the wire.
 MAX_REPLY_PARTS = 100_000
 
 _SHAPE = ConfigDict(frozen=True, strict=True, hide_input_in_errors=True)
@@ -42,7 +44,7 @@ class EvaluationRequest(BaseModel):
     invocation_id: UUID4 = Field(json_schema_extra={"format": "uuid", "pattern": UUID4_PATTERN})
     evaluation_date: date
     scenario_types: Annotated[list[Name], Field(min_length=1, max_length=64), FailFast()]
-    dispatch_mode: Literal["live", "dry_run"]
+    dispatch_mode: DispatchMode
     peer_mentor_ids: Annotated[
         list[UUID],
         Field(min_length=1, max_length=MAX_ENGINE_CHUNK_SIZE, json_schema_extra={"uniqueItems": True}),
@@ -59,7 +61,7 @@ class RemoteError(BaseModel):
     error_message: str = ""
 
     def info(self) -> ErrorInfo:
-        """Return it as our own value: an unknown type is `evaluation_logic_error`, the message is sanitised."""
+        """Return it as our own value: an unknown type becomes `evaluation_logic_error`; the message is sanitised."""
         known = self.error_type in {kind.value for kind in ErrorType}
         kind = ErrorType(self.error_type) if known else ErrorType.EVALUATION_LOGIC
         message = sanitise(self.error_message) if self.error_message else "the trigger engine gave no reason"
@@ -67,19 +69,19 @@ class RemoteError(BaseModel):
 
 
 class MentorResult(BaseModel):
-    """What became of one mentor."""
+    """The result for one mentor."""
 
     model_config = _SHAPE
 
     peer_mentor_id: UUID
-    # At most one notification for a mentor, scenario and date (contract section 4).
+    # At most one notification for each mentor, scenario and date (contract section 4).
     dispatched: dict[Name, Annotated[int, Field(ge=0, le=1)]]
-    suppressed: dict[Reason, _Matches]
+    suppressed: dict[SuppressionReason, _Matches]
     error: RemoteError | None = None
 
 
 class EvaluationReply(BaseModel):
-    """One result for each mentor asked about."""
+    """One result for each mentor of the request."""
 
     model_config = _SHAPE
 
@@ -95,10 +97,10 @@ class ErrorReply(BaseModel):
 
 
 class Verdict(Enum):
-    """What a status code says about a call.
+    """The meaning of a status code for a call.
 
-    `ANSWERED` is to be read; `CONTENT` concerns the mentors asked about; `MISCONFIGURED` would be the same for any
-    other mentor and fails the run; the others may be different next time.
+    `ANSWERED` has results to read. `CONTENT` concerns the mentors of the request. `MISCONFIGURED` would be the same for
+    any other mentor, and fails the run. The others may be different next time.
     """
 
     ANSWERED = "answered"
@@ -110,7 +112,7 @@ class Verdict(Enum):
 
 
 def verdict_of(status: int) -> Verdict:
-    """Return what any number in the place of a status code says."""
+    """Return the verdict for any number in the place of a status code."""
     match status:
         case 200:
             return Verdict.ANSWERED
@@ -131,14 +133,14 @@ def verdict_of(status: int) -> Verdict:
 
 @dataclass(frozen=True)
 class CallFailure:
-    """Why a call brought no results, and what may be done about it.
+    """Why a call brought no results, and what to do about it.
 
     Attributes:
-        info: what is reported.
+        info: the failure to report.
         fails_run: whether every other call would fail the same way.
-        splits: whether to ask about the mentors of the chunk in halves.
+        splits: whether to ask again for the mentors of the chunk in two halves.
         retries: whether the same call may succeed later.
-        retry_after_seconds: how long the engine wants to be left alone; None if it does not say.
+        retry_after_seconds: the pause for which the engine asks; None if it asks for none.
     """
 
     info: ErrorInfo
@@ -149,7 +151,7 @@ class CallFailure:
 
 
 def unreachable(message: str) -> CallFailure:
-    """Return the failure of a call that was refused, cut off, or answered with something that is no reply."""
+    """Return the failure of a call that was refused, cut off, or answered with an invalid reply."""
     return CallFailure(ErrorInfo(ErrorType.NETWORK, message), retries=True)
 
 
@@ -159,13 +161,13 @@ def timed_out(message: str) -> CallFailure:
 
 
 def failure_of(status: int, headers: Mapping[str, str], body: bytes | bytearray, now: datetime) -> CallFailure:
-    """Return what went wrong with a call whose answer held no results.
+    """Return what went wrong with a call that brought no results.
 
     Args:
-        status: any status code; 200 where the body was not what it should be.
+        status: any status code; 200 if the body was invalid.
         headers: of the reply, with names in lower case.
-        body: of the reply, whatever it is.
-        now: the present moment, for a `Retry-After` that is a date.
+        body: of the reply; any bytes.
+        now: the current time, for a `Retry-After` that is a date.
     """
     reported = reported_error(body) if is_json(headers) else None
     sentence = f"the trigger engine answered with HTTP status {status}"
@@ -185,7 +187,7 @@ def failure_of(status: int, headers: Mapping[str, str], body: bytes | bytearray,
             kind = ErrorType.NETWORK
         case Verdict.ANSWERED:
             kind = ErrorType.NETWORK
-            sentence = sentence if reported is not None else "the trigger engine's reply has not the expected shape"
+            sentence = sentence if reported is not None else "the trigger engine's reply has an unexpected shape"
         case _:
             assert_never(verdict)
     splits = False
@@ -197,7 +199,7 @@ def failure_of(status: int, headers: Mapping[str, str], body: bytes | bytearray,
 
 
 def reported_error(body: bytes | bytearray) -> ErrorInfo | None:
-    """Return what a body `{"error": {"error_type": ...}}` with one of the four types says, else None."""
+    """Return the error in a body `{"error": {"error_type": ...}}` with one of the four types, else None."""
     if not is_modest(body):
         return None
     try:
@@ -208,12 +210,12 @@ def reported_error(body: bytes | bytearray) -> ErrorInfo | None:
 
 
 def max_reply_bytes(mentors: int) -> int:
-    """Return how large a reply about so many mentors may be: many replies are in memory at once."""
+    """Return the size limit of a reply about this number of mentors; many replies are in memory at once."""
     return min(MAX_REPLY_BYTES, 64 * 1024 + mentors * 16 * 1024)
 
 
 def read_reply(headers: Mapping[str, str], body: bytes | bytearray) -> EvaluationReply | None:
-    """Return the results that a body holds, or None if it is no reply."""
+    """Return the results in a body, or None if it is not a valid reply."""
     if not is_json(headers) or not is_modest(body):
         return None
     try:
@@ -223,12 +225,12 @@ def read_reply(headers: Mapping[str, str], body: bytes | bytearray) -> Evaluatio
 
 
 def is_json(headers: Mapping[str, str]) -> bool:
-    """Whether a body says that it is JSON."""
+    """Whether the headers declare the body as JSON."""
     return headers.get("content-type", "").split(";")[0].strip().lower() == "application/json"
 
 
 def is_modest(body: bytes | bytearray) -> bool:
-    """Whether a body cannot grow beyond a few megabytes when it is read."""
+    """Whether a body cannot grow beyond a few megabytes when it is parsed."""
     return sum(body.count(sign) for sign in (b"[", b"{", b",")) <= MAX_REPLY_PARTS
 
 

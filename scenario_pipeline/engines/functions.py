@@ -1,7 +1,7 @@
-"""Scenario selects as SECURITY DEFINER functions, for a scheduler that row-level security holds back.
+"""Scenario selects as SECURITY DEFINER functions, for a scheduler that row-level security restricts.
 
-Belongs here: making these functions from the selects, and comparing them with this release's. Does not belong
-here: calling them in a page's statement (`engines.statement`).
+Belongs here: making these functions from the selects, and comparing existing functions with this release. Does not
+belong here: calling them in a page's statement (`engines.statement`).
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ _QUOTE = "$scenario_pipeline$"
 
 
 def _function_body(name: str) -> str | None:
-    """Return the select of a function's matches; `$1` are mentors, `$2` is the evaluation date.
+    """Return the select of a function's matches; `$1` holds the mentors, `$2` the evaluation date.
 
-    None if a value in it cannot be written out, or if it names a personal column: then this scenario needs a role that
-    passes row-level security.
+    None if a value in it cannot be written out, or if it names a personal column. Then this scenario needs a role that
+    bypasses row-level security.
     """
     mentor = source_mentors
     page = (
@@ -43,36 +43,36 @@ def _function_body(name: str) -> str | None:
     found = (
         registry()[name].matches(page, own_configuration(name, configuration), literal_column("$2", Date)).subquery()
     )
-    # `named`: the other styles double a percent sign.
+    # `named`, because the other styles double a percent sign.
     dialect = postgresql.dialect(paramstyle="named")  # type: ignore[no-untyped-call]
     statement = select(*(found.c[c.name] for c in MATCH_COLUMNS))
     try:
         compiled = statement.compile(dialect=dialect, compile_kwargs={"literal_binds": True})
     except (CompileError, NotImplementedError):
         return None
-    # With the owner's rights it could read what the scheduler's role may not.
+    # With the owner's rights, it could read columns that the scheduler's role may not read.
     return None if _PERSONAL.search(str(compiled)) else f"\n{compiled}\n"
 
 
 def _signature(name: str) -> str:
-    """Return a scenario's function with the types of its arguments."""
+    """Return the name of a scenario's function with its argument types."""
     return f"{function_name(name)}(uuid[], date)"
 
 
 def _present_body(connection: Connection, name: str) -> str | None:
-    """Return what a scenario's function in this database consists of, or None if there is none."""
+    """Return the body of a scenario's function in this database, or None if there is none."""
     statement = text("SELECT prosrc FROM pg_proc WHERE oid = to_regprocedure(:function)")
     body: str | None = connection.execute(statement, {"function": f"{SCHEMA}.{_signature(name)}"}).scalar_one_or_none()
     return body
 
 
 def replace_functions(connection: Connection) -> list[str]:
-    """Make the functions of all installed scenarios anew; the current role owns the schema.
+    """Create or replace the functions of all installed scenarios; the current role owns the schema.
 
     Returns:
-        Their names with the types of their arguments.
+        Their names with their argument types.
     """
-    # A function may name what does not exist yet, as the select in a run may: the run reports that.
+    # A function may name a relation that does not exist yet. The select in a run may do so too, and the run reports it.
     connection.execute(text("SET LOCAL check_function_bodies = off"))
     made = []
     for name in registry():
@@ -88,13 +88,13 @@ def replace_functions(connection: Connection) -> list[str]:
             "SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off "
             f"AS {_QUOTE}{body}{_QUOTE}"
         )
-        # Neither colons nor percent signs of the body are parameters.
+        # Colons and percent signs in the body are not parameters.
         connection.exec_driver_sql(statement.replace("%", "%%"))
     return made
 
 
 def unfit_functions(connection: Connection, scenario_types: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Yield a sentence and its remedy for each scenario whose function is not what this code would make."""
+    """Yield a sentence and its remedy for each scenario whose function differs from what this code would create."""
     for name in scenario_types:
         body = _function_body(name)
         if body is None:

@@ -1,7 +1,7 @@
-"""Whether the source can be read as an evaluation needs it.
+"""Checks whether the source can be read as an evaluation needs it.
 
-Belongs here: what is asked of the views and functions before a run. Does not belong here: defining them
-(`storage.source`, `engines.functions`).
+Belongs here: the checks of the views and functions before a run. Does not belong here: defining them (`storage.source`,
+`engines.functions`).
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from scenario_pipeline.storage.tables import SCHEMA, source_metadata
 
 
 def readings(access: Access) -> Iterator[tuple[str, Executable]]:
-    """Yield what an evaluation reads of the source, by name, with a statement that fails where that is not allowed.
+    """Yield each part of the source by name, with a statement that fails if the role may not read it.
 
-    No row is returned.
+    The statements return no rows.
     """
     if access is Access.VIEWS:
         for view in source_metadata.tables.values():
@@ -41,7 +41,7 @@ def check_source(connection: Connection, scenario_types: Sequence[str]) -> None:
     """Refuse a source that cannot be read as these scenarios need it.
 
     Raises:
-        SystemicError: a view does not fit, the role may not read it, or a function is not this code's; with a sentence.
+        SystemicError: a view does not fit, the role may not read it, or a function differs from this code.
     """
     source.check_views(connection)
     if source.access_of(connection) is Access.FUNCTIONS:

@@ -1,7 +1,7 @@
 """The `sql` trigger engine: one set-based statement decides and dispatches a page inside Postgres.
 
-Belongs here: running the statement, its repetition after lost races, bisection of poison mentors, and the page's
-transaction. Does not belong here: the statement itself (`engines.statement`) or the run as a whole.
+Belongs here: running the statement, repeating it after lost races, bisecting for poison mentors, and the page's
+transaction. Does not belong here: the statement itself (`engines.statement`), or the run as a whole.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from scenario_pipeline.storage.database import limit_statement_time
 from scenario_pipeline.storage.ledger.pages import claim_page, complete_page
 from scenario_pipeline.time_budget import Pauses, TimeBudget
 
-# How often a page's transaction is begun before a deadlock fails the run.
+# How often a page's transaction is started before a deadlock fails the run.
 MAX_ATTEMPTS = 4
-# A page that ends its own connection so often, on a server that takes a new one each time, fails the run.
+# A page that breaks its connection this often, while the server accepts a new one each time, fails the run.
 MAX_LOSSES = 5
-# A match can lose a race to each of a few writers; one that loses again and again meets no writer but an old row.
+# A match can lose a race to each of a few writers. One that keeps losing conflicts with an old row, not a writer.
 MAX_LOST_RACES = 5
-# A timeout this close to the deadline is the budget's own, despite the rounding to milliseconds.
+# A timeout this close to the deadline is due to the budget; the margin covers rounding to milliseconds.
 _ROUNDING_SECONDS = 0.05
 
 
 class _WindowTakenError(Exception):
-    """A match conflicts with a notification that is no reason to suppress it: see `_WINDOW_TAKEN`."""
+    """A match conflicts with a notification that is no reason to suppress it; see `_WINDOW_TAKEN`."""
 
 
-# Possible only with rows that were not written by this statement, such as a history imported with other windows.
+# This is possible only with rows that this statement did not write, such as a history imported with other windows.
 _WINDOW_TAKEN = ErrorInfo(
     ErrorType.EVALUATION_LOGIC, "an earlier notification of this mentor has a cooldown window that is not its own"
 )
@@ -49,7 +49,7 @@ class SqlTriggerEngine:
     """Evaluates pages in the database that holds the mentors.
 
     Attributes:
-        database: engine on the scheduler's own database.
+        database: connection pool of the scheduler's own database.
     """
 
     database: Engine
@@ -59,12 +59,12 @@ class SqlTriggerEngine:
     ) -> PageResult:
         """Evaluate and commit a page; see `TriggerEngine.evaluate_page`.
 
-        A lost connection is not the end of a run: the page is begun again until the budget is spent.
+        A lost connection does not end a run: the page is started again until the budget is spent.
         """
         uncertain, pauses, attempt, losses = False, Pauses(), 1, 0
         while True:
             connected = committing = False
-            # Whether a page was committed is asked even if there is no time left to evaluate it again.
+            # Whether the page was committed is checked even if there is no time to evaluate it again.
             if budget.is_spent and not uncertain:
                 raise BudgetSpentError
             try:
@@ -77,7 +77,7 @@ class SqlTriggerEngine:
                 return result
             except SQLAlchemyError as exc:
                 failure = classify(exc)
-                # A connection lost during the commit leaves the outcome open: asking again shows it.
+                # After a connection is lost during the commit, the outcome is unknown until the next claim shows it.
                 uncertain = uncertain or (committing and isinstance(exc, DBAPIError) and exc.connection_invalidated)
             if is_budgets_own(failure, budget):
                 raise BudgetSpentError
@@ -118,11 +118,11 @@ class Evaluation:
 
     Attributes:
         connection: inside a transaction.
-        order: what they are evaluated for.
+        order: the order for which they are evaluated.
         mentor_ids: the mentors.
-        invocation_id: which invocation the notifications belong to.
-        budget: ends the statements.
-        by_mentor: count by mentor instead of by organisation, for a caller who needs each one's outcome.
+        invocation_id: the invocation to which the notifications belong.
+        budget: limits the statements.
+        by_mentor: whether to count by mentor instead of by organisation, for a caller that needs each outcome.
     """
 
     connection: Connection
@@ -133,12 +133,12 @@ class Evaluation:
     by_mentor: bool = False
 
     def run(self) -> PageResult:
-        """Evaluate all mentors of the page; those that the database refuses become errors, one by one.
+        """Evaluate all mentors of the page; each mentor whom the database refuses becomes an error.
 
         Raises:
-            SQLAlchemyError: the failure is systemic; the caller's transaction is to be rolled back.
+            SQLAlchemyError: the failure is systemic; the caller must roll back its transaction.
         """
-        # A constraint that waits for the commit would fail the page there, and not the mentor here.
+        # A deferred constraint would otherwise fail the whole page at its commit, instead of the mentor here.
         self.connection.execute(text("SET CONSTRAINTS ALL IMMEDIATE"))
         parts, errors = [], []
         for outcome in self._bisect(self.mentor_ids):
@@ -170,7 +170,7 @@ class Evaluation:
         yield from self._bisect(mentor_ids[middle:])
 
     def _decide(self, mentor_ids: Sequence[str], scenario_types: tuple[str, ...], lost_races: int = 0) -> BatchStats:
-        """Run the statement, and again for matches that lost a race: their reason is what holds after it."""
+        """Run the statement, and repeat it for matches that lost a race; the last result counts."""
         if self.budget.is_spent:
             raise BudgetSpentError
         if lost_races > MAX_LOST_RACES:
@@ -195,5 +195,5 @@ class Evaluation:
                     again += self._decide(row.mentor_ids, (row.scenario_type,), lost_races + 1)
                 case _:
                     outcomes[(row.counted_for, row.scenario_type, row.outcome)] += row.n
-        # The mentors of a repetition are counted already; only what became of their matches is new.
+        # The mentors of a repetition are already counted; only the outcomes of their matches are new.
         return BatchStats(evaluated, outcomes) + BatchStats(outcomes=again.outcomes)

@@ -1,7 +1,7 @@
 """The set-based statement that decides and dispatches a page (contract sections 3, 4 and 6).
 
-Belongs here: the statement, built from the scenarios' selects. Does not belong here: running it (`engines.sql`), or
-the owner's functions that may stand in for a select (`engines.functions`).
+Belongs here: the statement, built from the scenarios' selects. Does not belong here: running it (`engines.sql`), or the
+owner's functions that may replace a select (`engines.functions`).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from scenario_pipeline.storage import source
 from scenario_pipeline.storage.source import MATCH_COLUMNS, Access, function_name
 from scenario_pipeline.storage.tables import scenario_evaluation_config, scenario_notifications
 
-# The cooldown window of a mentor's first notification starts here (contract section 4).
+# The start of the cooldown window of a mentor's first notification (contract section 4).
 EVALUATED, LOST_RACE = "evaluated", "lost_race"
 _KEY = Uuid(as_uuid=False)
 KEYS = ARRAY(_KEY)
@@ -48,17 +48,18 @@ KEYS = ARRAY(_KEY)
 def decision_statement(scenario_types: tuple[str, ...], access: Access, by_mentor: bool = False) -> Executable:
     """Build the statement that decides and dispatches for a list of mentors.
 
-    Parameters of the statement: `mentor_ids` (uuid[]), `evaluation_date`, `invocation_id`. It returns rows
-    (`counted_for`, `scenario_type`, `outcome`, `n`, `mentor_ids`): one a group of matches with the same outcome, with
-    the mentors listed where the outcome is a lost race, and one a group with the mentors evaluated. The groups are
-    organisations, or mentors where `by_mentor` asks for it. The source is read as `access` says.
+    The parameters of the statement are `mentor_ids` (uuid[]), `evaluation_date` and `invocation_id`. It returns rows
+    (`counted_for`, `scenario_type`, `outcome`, `n`, `mentor_ids`). For each group, one row counts the mentors
+    evaluated, and one row counts the matches with each scenario and outcome. If the outcome is a lost race, that row
+    also lists the mentors. The groups are organisations or, with `by_mentor`, single mentors. `access` decides how the
+    source is read.
     """
     evaluation_date = cast(bindparam("evaluation_date"), Date)
     mentor_ids = cast(bindparam("mentor_ids"), KEYS)
     sent = scenario_notifications
     asked = select(func.unnest(mentor_ids, type_=_KEY).label("user_id")).subquery("asked")
     mentor = source.mentors(access, mentor_ids)
-    # Left join: a mentor who left since the list was made is evaluated, and matches nothing.
+    # Left join: a mentor who has quit since the list was made is evaluated, and matches nothing.
     page = (
         select(asked.c.user_id, mentor.c.organisation_id, mentor.c.joined_on, mentor.c.notifications_opt_out)
         .select_from(asked)
@@ -80,10 +81,10 @@ def decision_statement(scenario_types: tuple[str, ...], access: Access, by_mento
         or_(sent.c.dedup_key == due.c.dedup_key, sent.c.evaluation_date == evaluation_date),
     )
     reason = case(
-        # A mentor who may have opted out is sent nothing.
+        # A mentor who may have opted out gets nothing.
         (page.c.notifications_opt_out.is_not(False), "opted_out"),
         (is_duplicate, "duplicate"),
-        # A notification dated after the evaluation date holds as well: the distance is negative.
+        # A notification dated after the evaluation date counts too: the distance is negative.
         (previous.c.on > evaluation_date - due.c.cooldown_days, "cooldown"),
     )
     decided = (
@@ -121,7 +122,7 @@ def decision_statement(scenario_types: tuple[str, ...], access: Access, by_mento
                 cast(bindparam("invocation_id"), _KEY),
             )
             .where(decided.c.reason.is_(None))
-            # One order for all writers: without it two overlapping pages deadlock.
+            # One order for all writers; without it, two overlapping pages deadlock.
             .order_by(decided.c.user_id, decided.c.scenario_type),
         )
         .on_conflict_do_nothing()
@@ -168,10 +169,10 @@ def decision_statement(scenario_types: tuple[str, ...], access: Access, by_mento
 
 
 def configuration_of(page: FromClause, scenario_types: Sequence[str]) -> FromClause:
-    """Select the configuration that holds for each organisation of the page: a row a scenario, disabled ones too."""
+    """Select the effective configuration of each organisation on the page: one row a scenario, even if disabled."""
     config = scenario_evaluation_config
     members = select(page.c.organisation_id).distinct().subquery("members")
-    # An organisation's row overrides the default row as a whole: NULLs sort last, so its own row comes first.
+    # An organisation's own row replaces the default row entirely: NULLs sort last, so its own row comes first.
     return (
         select(
             members.c.organisation_id,
@@ -210,12 +211,12 @@ def _matches(
     """Select the matches of one scenario: user_id, threshold, crossed_on, dedup_key."""
     if access is Access.FUNCTIONS:
         return source.called(function_name(name), "found", MATCH_COLUMNS, mentor_ids, evaluation_date)
-    # It gets no name: the scenario's own might be that of another part of the statement.
+    # It gets no name, because another part of the statement might have the scenario's name.
     return registry()[name].matches(page, own_configuration(name, configuration), evaluation_date).subquery()
 
 
 def _due(name: str, matches: FromClause, page: FromClause, configuration: FromClause) -> Any:
-    """Select the matches of one scenario with the name and the cooldown that apply to them."""
+    """Select the matches of one scenario, with its name and the cooldown that applies to them."""
     own = own_configuration(name, configuration)
     return (
         select(

@@ -1,4 +1,4 @@
-"""Loads many rows in one transaction by COPY, for imports and demonstration data.
+"""Loads many rows with COPY in one transaction, for imports and demonstration data.
 
 Belongs here: the transaction, its lock and the COPY. Does not belong here: what the rows mean.
 """
@@ -19,9 +19,9 @@ from scenario_pipeline.errors import SystemicError, classify
 
 Progress = Callable[[str, int], None]
 _PROGRESS_EVERY_ROWS = 20_000
-# Postgres remembers each new row until the statement ends, to check its foreign key then.
+# Postgres keeps each new row in memory until the statement ends, to check its foreign key then.
 _ROWS_PER_COPY = 100_000
-# Two imports that both count the rows already there would both add the same ones.
+# Without it, two imports that count the existing rows at the same time would add the same ones.
 _LOAD_LOCK = 0x5CE9A811
 _ANALYZE = """
 ANALYZE scenario.organisations, scenario.peer_mentors, scenario.mentor_activities, scenario.mentor_certifications
@@ -30,12 +30,12 @@ ANALYZE scenario.organisations, scenario.peer_mentors, scenario.mentor_activitie
 
 @contextmanager
 def loading(database: Engine) -> Iterator[Connection]:
-    """Yield one transaction for a bulk load; after its commit the source tables are analysed.
+    """Yield one transaction for a bulk load; after its commit, analyse the source tables.
 
-    Without fresh statistics the first run after a load would scan whole tables.
+    Without fresh statistics, the first run after a load would scan whole tables.
 
     Raises:
-        SystemicError: the database failed. The driver's own text is withheld, since it quotes whole rows.
+        SystemicError: the database failed. The driver's own text is withheld, because it quotes whole rows.
     """
     try:
         with database.begin() as connection:
@@ -61,14 +61,14 @@ def copy_rows(
     """Stream rows into a table by COPY, inside the connection's transaction.
 
     Args:
-        connection: with a transaction begun.
+        connection: inside a transaction.
         table: schema and name.
         columns: the columns, in the order of the values of a row.
-        rows: consumed one at a time, never held together.
-        progress: told the number of rows so far, every 20,000 rows and at the end.
+        rows: consumed one at a time, never collected.
+        progress: called with the number of rows so far, every 20,000 rows and at the end.
 
     Returns:
-        How many rows there were.
+        The number of rows.
     """
     driver = cast("psycopg.Connection[Any]", connection.connection.driver_connection)
     statement = sql.SQL("COPY {} ({}) FROM STDIN").format(
@@ -91,7 +91,7 @@ def copy_rows(
 
 
 def reporter(progress: Progress | None, name: str) -> Callable[[int], None]:
-    """Bind the name of what is loaded, and be silent where nobody listens."""
+    """Return a callback that reports progress under `name`; it does nothing if `progress` is None."""
 
     def report(count: int) -> None:
         if progress is not None:

@@ -1,7 +1,7 @@
-"""The four CSV files of an import: what a row must look like, and how a refusal is worded (contract section 2).
+"""The four CSV files of an import: the format of a row, and the wording of a refusal (contract section 2).
 
-Belongs here: reading and checking rows. Does not belong here: the database (`loading.merge`).
-No message made here holds a value from a file: a shifted column could put a name or a telephone number anywhere.
+Belongs here: reading and checking rows. Does not belong here: the database (`loading.merge`). No message from here
+contains a value from a file: a shifted column could put a name or telephone number anywhere.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def _is_date(value: str) -> bool:
 
 @dataclass(frozen=True)
 class _Kind:
-    """What a field may hold: a fast check, and the sentence that mends a field which fails it."""
+    """The kind of a field: a fast check, and what to write in a field that fails it."""
 
     check: Callable[[str], object]
     remedy: str
@@ -50,14 +50,14 @@ _TEXT_OR_NOTHING = _Kind(_OPTIONAL_TEXT.fullmatch, "write text or leave the fiel
 
 @dataclass(frozen=True)
 class CsvFile:
-    """One of the four files: its stem, its columns and what they hold; its rows are staged in `staged_{stem}`."""
+    """One of the four files: its stem and its columns with their kinds; its rows are staged in `staged_{stem}`."""
 
     stem: str
     columns: dict[str, _Kind]
 
     @property
     def file_name(self) -> str:
-        """Its name in the folder."""
+        """The name of the file in the folder."""
         return f"{self.stem}.csv"
 
 
@@ -82,7 +82,7 @@ FILES = (
 
 
 def refusal(file_name: str, line: int | None = None, column: str | None = None, remedy: str = "") -> UserError:
-    """Word a refusal: where, what to do, and that nothing happened."""
+    """Word a refusal: where it is, what to do, and that nothing was imported."""
     place = file_name
     if line is not None:
         place += f", line {line}"
@@ -97,50 +97,50 @@ def open_all(folder: Path, stack: ExitStack) -> dict[str, TextIO]:
     Raises:
         UserError: the folder or a file is missing or cannot be read.
     """
-    needed = ", ".join(source.file_name for source in FILES)
+    needed = ", ".join(csv_file.file_name for csv_file in FILES)
     try:
         present = {path.name for path in folder.iterdir()}
     except OSError as exc:
         reason = os.strerror(exc.errno or 0)
         raise UserError(f"The folder {folder} cannot be read ({reason}): name one that holds {needed}.") from None
-    for source in FILES:
-        if source.file_name not in present:
-            raise refusal(source.file_name, remedy=f"the file is missing; the folder must hold all of {needed}")
+    for csv_file in FILES:
+        if csv_file.file_name not in present:
+            raise refusal(csv_file.file_name, remedy=f"the file is missing; the folder must hold all of {needed}")
     files: dict[str, TextIO] = {}
-    for source in FILES:
+    for csv_file in FILES:
         try:
-            file = (folder / source.file_name).open(encoding="utf-8-sig", newline="")
+            file = (folder / csv_file.file_name).open(encoding="utf-8-sig", newline="")
         except OSError as exc:
-            raise _unreadable(source, exc) from None
-        files[source.stem] = stack.enter_context(file)
+            raise _unreadable(csv_file, exc) from None
+        files[csv_file.stem] = stack.enter_context(file)
     return files
 
 
-def _unreadable(source: CsvFile, exc: OSError) -> UserError:
+def _unreadable(csv_file: CsvFile, exc: OSError) -> UserError:
     reason = os.strerror(exc.errno or 0)
-    return refusal(source.file_name, remedy=f"the file cannot be read ({reason}); give a readable file")
+    return refusal(csv_file.file_name, remedy=f"the file cannot be read ({reason}); give a readable file")
 
 
-def rows(source: CsvFile, path: Path, file: TextIO) -> Iterator[Sequence[object]]:
-    """Yield the rows of one file, each checked and led by its line number; empty fields become None.
+def rows(csv_file: CsvFile, path: Path, file: TextIO) -> Iterator[Sequence[object]]:
+    """Yield the checked rows of one file, each with its line number first; empty fields become None.
 
     Raises:
         UserError: the file cannot be read or decoded, or a row is refused.
     """
     try:
-        yield from _checked_rows(source, file)
+        yield from _checked_rows(csv_file, file)
     except OSError as exc:
-        raise _unreadable(source, exc) from None
+        raise _unreadable(csv_file, exc) from None
     except UnicodeDecodeError:
         raise refusal(
-            source.file_name,
+            csv_file.file_name,
             _first_line_not_utf8(path),
             remedy="a byte is not UTF-8; save the file with the encoding UTF-8",
         ) from None
 
 
 def _first_line_not_utf8(path: Path) -> int:
-    """Find the line that the decoder, which works on blocks, cannot name."""
+    """Find the line with a byte that is not UTF-8; the decoder works on blocks and cannot name it."""
     number = 0
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):  # noqa: B007 - the last line is the answer if the loop ends
@@ -151,59 +151,65 @@ def _first_line_not_utf8(path: Path) -> int:
     return number
 
 
-def _checked_rows(source: CsvFile, file: TextIO) -> Iterator[Sequence[object]]:
+def _checked_rows(csv_file: CsvFile, file: TextIO) -> Iterator[Sequence[object]]:
     reader = csv.reader(file, strict=True)
-    line = 1  # where the row in hand begins; a quoted field may go on over several lines
+    line = 1  # where the current row begins; a quoted field may span several lines
     try:
         header = next(reader, [])
-        _check_header(source, header)
+        _check_header(csv_file, header)
         width = len(header)
-        in_order = itemgetter(*map(header.index, source.columns))
-        checks = [kind.check for kind in source.columns.values()]
+        in_order = itemgetter(*map(header.index, csv_file.columns))
+        checks = [kind.check for kind in csv_file.columns.values()]
         line = reader.line_num + 1
         for row in reader:
             if len(row) == width:
                 values = in_order(row)
                 for check, value in zip(checks, values, strict=True):
                     if not check(value):
-                        raise _bad_field(source, line, values)
+                        raise _bad_field(csv_file, line, values)
                 yield (line, *[value or None for value in values])
             elif row:
-                raise _bad_width(source, line, header, len(row))
+                raise _bad_width(csv_file, line, header, len(row))
             line = reader.line_num + 1
     except csv.Error:
         raise refusal(
-            source.file_name,
+            csv_file.file_name,
             line,
             remedy="the quoting is broken or a field is far too long; put a field that holds a comma, a quote or a"
             " line break between double quotes, and double each quote inside",
         ) from None
 
 
-def _check_header(source: CsvFile, header: Sequence[str]) -> None:
-    names = ", ".join(source.columns)
-    for column in source.columns:
+def _check_header(csv_file: CsvFile, header: Sequence[str]) -> None:
+    names = ", ".join(csv_file.columns)
+    for column in csv_file.columns:
         if column not in header:
-            raise refusal(source.file_name, 1, column, f"the header lacks it; it must name exactly {names}")
-    if len(header) > len(source.columns):
-        raise refusal(source.file_name, 1, remedy=f"the header names too many columns; it must name exactly {names}")
+            raise refusal(csv_file.file_name, 1, column, f"the header lacks it; it must name exactly {names}")
+    if len(header) > len(csv_file.columns):
+        raise refusal(csv_file.file_name, 1, remedy=f"the header names too many columns; it must name exactly {names}")
 
 
-def _bad_width(source: CsvFile, line: int, header: Sequence[str], fields: int) -> UserError:
+def _bad_width(csv_file: CsvFile, line: int, header: Sequence[str], fields: int) -> UserError:
     if fields < len(header):
         return refusal(
-            source.file_name, line, header[fields], "the row ends before it; give each row as many fields as the header"
+            csv_file.file_name,
+            line,
+            header[fields],
+            "the row ends before this column; give each row as many fields as the header",
         )
     return refusal(
-        source.file_name, line, header[-1], "the row goes on after it; give each row as many fields as the header"
+        csv_file.file_name,
+        line,
+        header[-1],
+        "the row continues after this column; give each row as many fields as the header",
     )
 
 
-def _bad_field(source: CsvFile, line: int, values: Sequence[str]) -> UserError:
-    """Say about the first field that fails its check what would mend it."""
+def _bad_field(csv_file: CsvFile, line: int, values: Sequence[str]) -> UserError:
+    """Word the refusal of the first field that fails its check."""
     column, kind, value = next(
         (column, kind, value)
-        for (column, kind), value in zip(source.columns.items(), values, strict=True)
+        for (column, kind), value in zip(csv_file.columns.items(), values, strict=True)
         if not kind.check(value)
     )
     if len(value) > MAX_FIELD_CHARACTERS:
@@ -214,4 +220,4 @@ def _bad_field(source: CsvFile, line: int, values: Sequence[str]) -> UserError:
         remedy = f"the field is empty; {kind.remedy}"
     else:
         remedy = kind.remedy
-    return refusal(source.file_name, line, column, remedy)
+    return refusal(csv_file.file_name, line, column, remedy)

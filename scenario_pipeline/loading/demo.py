@@ -1,7 +1,7 @@
 """Demonstration data: synthetic, deterministic, and dated so that a run today has something to do.
 
-Belongs here: what the invented organisations, mentors, activities and certifications look like.
-Does not belong here: anything that a real mentor could be recognised by, or how rows reach the tables in bulk.
+Belongs here: the invented organisations, mentors, activities and certifications. Does not belong here: anything by
+which a real mentor could be recognised, or loading rows in bulk (`loading.bulk`).
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ _CERTIFICATION_TYPES = ("first_aid", "peer_mentor_basic", "peer_mentor_advanced"
 _LOCALES = ("nb", "nn", "en", None)
 _MEMBERSHIP_DAYS = 6 * 365
 
-# Of each block of 25 mentors, these positions have something due today, whatever the dice say, so that even a small
-# set shows each scenario. The opted-out position moves on by one from block to block and so meets each of them.
+# In each block of 25 mentors, these positions always have something due today, so that even a small set shows each
+# scenario. The position of the opted-out mentor advances by one from block to block, and so reaches each of them.
 _BLOCK = 25
 _QUIET, _AT_MILESTONE, _EXPIRING = 3, 7, 11
 _RECENT_DAYS = 7
@@ -57,7 +57,7 @@ class _Mentor:
 
 
 def is_empty(connection: Connection) -> bool:
-    """Return whether there is no peer mentor at all."""
+    """Return whether there is no peer mentor."""
     return not connection.execute(select(exists(select(source_mentors.c.id)))).scalar_one()
 
 
@@ -70,22 +70,23 @@ def load_demo(
     today: date,
     progress: Progress | None = None,
 ) -> dict[str, int]:
-    """Load invented organisations, mentors, activities and certifications, all of them or nothing.
+    """Load invented organisations, mentors, activities and certifications, completely or not at all.
 
-    The same arguments give the same rows. The ids of the organisations depend on the seed alone: where they have
-    mentors already, nothing is added, so that a second load, or one on a later day, never mixes two histories of the
-    same mentors. Another seed adds another set beside the first.
+    The same arguments give the same rows. The ids of the organisations depend on the seed alone. If they already have
+    mentors, nothing is added. So a second load, even on a later day, never mixes two histories of the same mentors. A
+    different seed adds another set.
 
     Args:
         database: on the scheduler's database, whose schema fits the code.
-        mentors: how many, 1 to 10,000,000. From 25 on each scenario has matches today, from 100 on one is opted out.
+        mentors: how many, 1 to 10,000,000. With 25 or more, each scenario has matches today; with 100 or more, one is
+            opted out.
         activities_per_mentor: the mean of a skewed distribution.
-        seed: of the random numbers.
-        today: no mentor joins and no activity happens after it.
-        progress: told what is being made and the rows so far, every 20,000 rows and at the end.
+        seed: seed of the random numbers.
+        today: no mentor joins and no activity happens after this date.
+        progress: called with a name and the number of its rows so far, every 20,000 rows and at the end.
 
     Returns:
-        The rows added, by the names that the import gives its files; zeros if the set was there.
+        The number of rows added, by the stems of the import's files; zeros if the set was already loaded.
 
     Raises:
         UserError: `mentors` is out of range.
@@ -133,10 +134,10 @@ def _is_loaded(connection: Connection, organisation_ids: list[str]) -> bool:
 
 
 class _Maker:
-    """Makes the rows of one set, table by table, and holds none of them.
+    """Makes the rows of one set, table by table, and stores none of them.
 
-    COPY fills one table at a time, so the mentors are made anew for each table: each stream of random numbers has a
-    generator of its own and gives the same numbers again.
+    COPY fills one table at a time, so the mentors are made again for each table. Each stream of random numbers has its
+    own generator, which repeats the same numbers.
     """
 
     def __init__(self, mentors: int, activities_per_mentor: int, seed: int, today: date) -> None:
@@ -158,7 +159,7 @@ class _Maker:
                 mentor.status,
                 f"Demo Mentor {mentor.number:06d}",
                 f"demo.{mentor.number:06d}@example.invalid",
-                # No Norwegian number begins with 0 or 1, and no higher first digit is reached.
+                # No Norwegian number begins with 0 or 1, and the numbers never reach a higher first digit.
                 f"+47 {digits[:3]} {digits[3:5]} {digits[5:]}",
                 mentor.locale,
                 self._days_ago[mentor.joined_age],
@@ -184,7 +185,7 @@ class _Maker:
                 yield mentor.id, _ACTIVITY_TYPES[int(random() * kinds)], days_ago[newest + int(random() * span)]
 
     def certification_rows(self) -> Iterator[tuple[object, ...]]:
-        """Yield the rows of `mentor_certifications`: about half of the mentors have one."""
+        """Yield the rows of `mentor_certifications`; about half of the mentors have one."""
         rng = self._rng("certifications")
         for mentor in self._make_mentors():
             if mentor.number % _BLOCK == _EXPIRING:

@@ -1,4 +1,4 @@
-"""Merges the files of an import into the source tables, all of it or nothing (contract section 2).
+"""Merges the files of an import into the source tables, completely or not at all (contract section 2).
 
 Belongs here: staging tables, rules that need all rows, and the merge. Does not belong here: reading files
 (`loading.csv_files`).
@@ -28,7 +28,7 @@ CREATE TEMPORARY TABLE staged_certifications (
     line bigint, user_id uuid, certification_type text, expires_on date
 ) ON COMMIT DROP;
 """
-# Nothing analyses a temporary table by itself; the merge sorts and hashes each file once.
+# Autovacuum does not analyse temporary tables. The merge sorts and hashes each file once.
 _PREPARE_MERGE = """
 ANALYZE pg_temp.staged_organisations, pg_temp.staged_mentors, pg_temp.staged_activities, pg_temp.staged_certifications;
 SET LOCAL work_mem = '64MB';
@@ -37,7 +37,7 @@ SET LOCAL work_mem = '64MB';
 
 @dataclass(frozen=True)
 class _Check:
-    """A rule that needs all rows: a statement that returns the lines which break it, and what to do about them."""
+    """A rule that needs all rows: a statement that selects the lines which break it, and the remedy."""
 
     file_name: str
     column: str
@@ -51,9 +51,9 @@ _CHECKS = (
         "id",
         "SELECT line FROM (SELECT line, row_number() OVER (PARTITION BY id ORDER BY line) AS nth"
         " FROM pg_temp.staged_organisations) AS numbered WHERE nth > 1",
-        "this id stands on an earlier line too; keep one of them",
+        "this id is also on an earlier line; keep one of them",
     ),
-    # Python and the server may have different editions of the time zone database ("localtime" is the usual case).
+    # Python and the server may have different versions of the time zone database; "localtime" is the usual case.
     _Check(
         "organisations.csv",
         "timezone",
@@ -65,7 +65,7 @@ _CHECKS = (
         "id",
         "SELECT line FROM (SELECT line, row_number() OVER (PARTITION BY id ORDER BY line) AS nth"
         " FROM pg_temp.staged_mentors) AS numbered WHERE nth > 1",
-        "this id stands on an earlier line too; keep one of them",
+        "this id is also on an earlier line; keep one of them",
     ),
     _Check(
         "mentors.csv",
@@ -112,8 +112,8 @@ _MERGES = (
         IS DISTINCT FROM (excluded.organisation_id, excluded.status, excluded.full_name, excluded.email,
                           excluded.phone, excluded.locale, excluded.joined_on)
     """,
-    # EXCEPT ALL subtracts multisets: a row that the file holds m times and the table n times remains max(m - n, 0)
-    # times. Rows in index order make the new index entries neighbours.
+    # EXCEPT ALL subtracts multisets: a row that the file has m times and the table n times remains max(m - n, 0) times.
+    # Inserting in index order makes the new index entries neighbours.
     """
     INSERT INTO scenario.mentor_activities (user_id, activity_type, activity_date)
     SELECT user_id, activity_type, activity_date FROM (
@@ -136,28 +136,31 @@ _MERGES = (
 
 
 def import_folder(database: Engine, folder: Path, *, progress: Progress | None = None) -> dict[str, int]:
-    """Import the four CSV files of `folder`, all of them or nothing.
+    """Import the four CSV files of `folder`, completely or not at all.
 
-    Organisations and mentors are replaced by what the file says; `chapter_id` and `notifications_opt_out` are in no
-    file and stay. Activities have no id of their own, and two equal rows are two activities of one day. So a file is
-    taken as saying how many equal rows there are *at least*: those that the database lacks are added. Importing a
-    file again therefore changes nothing, where plain inserts would count every activity twice and cross milestones
-    that nobody reached. A certification held twice is one certification: the distinct ones that lack are added.
-    Nothing is ever deleted. Two files that each hold a part of one mentor's equal rows of one day do not add up.
+    Organisations and mentors in a file replace those in the database; `chapter_id` and `notifications_opt_out` are in
+    no file and are kept. Nothing is ever deleted.
 
-    Empty lines are skipped. Values are taken as they stand, without trimming.
+    Activities have no id, and two equal rows are two activities on one day. So a file states how many equal rows there
+    are *at least*, and the missing ones are added. Importing a file again therefore changes nothing. Plain inserts
+    would count every activity twice and cross milestones that nobody reached. If two files each hold some of a mentor's
+    equal rows of one day, their numbers do not add up.
+
+    A certification that appears twice is one certification; the missing distinct ones are added.
+
+    Empty lines are skipped. Values are used unchanged, without trimming.
 
     Args:
         database: on the scheduler's database, whose schema fits the code.
         folder: holds organisations.csv, mentors.csv, activities.csv and certifications.csv.
-        progress: told a file's stem and the rows read of it so far, every 20,000 rows and at its end.
+        progress: called with a file's stem and the number of rows read so far, every 20,000 rows and at its end.
 
     Returns:
-        The rows read, by stem of the file name.
+        The number of rows read, by stem of the file name.
 
     Raises:
-        UserError: a file or a row is refused; the sentence names file, line (of the file; 1 is the header) and
-            column as far as there is one, and holds no value from the file.
+        UserError: a file or a row is refused; the message names the file and, if there are any, the line (1 is the
+            header) and the column. It contains no value from the file.
         SystemicError: the database failed; nothing was imported.
     """
     with ExitStack() as stack:
@@ -165,14 +168,14 @@ def import_folder(database: Engine, folder: Path, *, progress: Progress | None =
         with loading(database) as connection:
             connection.exec_driver_sql(_STAGING)
             counts = {
-                source.stem: copy_rows(
+                csv_file.stem: copy_rows(
                     connection,
-                    ("pg_temp", f"staged_{source.stem}"),
-                    ("line", *source.columns),
-                    rows(source, folder / source.file_name, files[source.stem]),
-                    reporter(progress, source.stem),
+                    ("pg_temp", f"staged_{csv_file.stem}"),
+                    ("line", *csv_file.columns),
+                    rows(csv_file, folder / csv_file.file_name, files[csv_file.stem]),
+                    reporter(progress, csv_file.stem),
                 )
-                for source in FILES
+                for csv_file in FILES
             }
             connection.exec_driver_sql(_PREPARE_MERGE)
             lock_loading(connection)

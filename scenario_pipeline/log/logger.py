@@ -29,7 +29,7 @@ MAX_DEPTH = 4
 # Integers beyond this lose digits in readers that use double precision (RFC 8259, section 6).
 MAX_INTEGER = 2**53 - 1
 PLACEHOLDER = "[unserialisable]"
-# What a reader looks for first stands first.
+# In the order in which a reader looks for them.
 COMMON_FIELDS = (
     "timestamp",
     "level",
@@ -42,21 +42,21 @@ COMMON_FIELDS = (
     "dagster_step_key",
     "dagster_partition_key",
 )
-# C0 and C1 control characters, and the separators that some readers take for line breaks.
+# C0 and C1 control characters, and the separators that some readers treat as line breaks.
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
 def utc_now() -> datetime:
-    """Return the present moment."""
+    """Return the current time in UTC."""
     return datetime.now(UTC)
 
 
 class StructuredLogger:
-    """A structlog logger whose entries are the typed events of `events`.
+    """A structlog logger whose entries are the typed events of `log.vocabulary`.
 
     Args:
-        sink: where lines go; stdout unless a test says otherwise.
+        sink: where lines go; stdout except in tests.
         now: the wall clock for `timestamp`.
         context: fields of every entry; use `bind` to add some.
     """
@@ -70,7 +70,7 @@ class StructuredLogger:
     ) -> None:
         self.sink = STDOUT_SINK if sink is None else sink
         self._now = now
-        # Wrapped privately: `structlog.configure` is global, and Dagster configures it for itself.
+        # Wrapped privately, because `structlog.configure` is global and Dagster configures it for itself.
         self._logger = structlog.wrap_logger(
             _SinkLogger(self.sink),
             processors=[self._add_timestamp, _sanitise_message, _render],
@@ -85,7 +85,7 @@ class StructuredLogger:
         return bound
 
     def emit(self, event: Event) -> None:
-        """Write one entry. Never raises: whatever is wrong with a value or with stdout costs the value or the entry."""
+        """Write one entry; never raises. A fault of a value or of stdout costs that value or the entry."""
         try:
             self._logger._proxy_to_logger(  # noqa: SLF001 - structlog's documented hook for custom wrappers
                 "msg",
@@ -114,7 +114,7 @@ def _level_of(event: Event) -> str:
 
 
 class _SinkLogger:
-    """What structlog hands the rendered line to."""
+    """The object to which structlog passes the rendered line."""
 
     def __init__(self, sink: LineSink) -> None:
         self._sink = sink
@@ -136,7 +136,7 @@ def _sanitise_message(_logger: Any, _method: str, entry: structlog.typing.EventD
 def _render(_logger: Any, _method: str, entry: structlog.typing.EventDict) -> bytes:
     """Return the entry as one line of strict JSON of at most `MAX_LINE_BYTES`, the common fields first."""
     own = {name: _bounded(safe_value(entry[name])) for name in COMMON_FIELDS if name in entry}
-    # What the event says was added last, so it outlasts a multitude of bound fields.
+    # The fields of the event were added last, so they survive even when there are too many bound fields.
     others = [name for name in entry if name not in own][-MAX_ITEMS:]
     values = own | {_safe_key(name): safe_value(entry[name]) for name in others}
     line = _encode(values) + b"\n"
@@ -144,9 +144,9 @@ def _render(_logger: Any, _method: str, entry: structlog.typing.EventDict) -> by
 
 
 def _shortened(values: dict[str, Any], own: Mapping[str, Any]) -> bytes:
-    """Let the longest field give way until the line fits, first to a placeholder and then altogether.
+    """Shorten the line until it fits: replace the longest field by a placeholder, then drop it.
 
-    Never a common field: a line that does not say whose it is would be worth nothing.
+    Common fields are never dropped: a line that does not identify its run would be useless.
     """
     sizes = {name: len(_encode(value)) for name, value in values.items() if name not in own}
     while len(line := _encode(values) + b"\n") > MAX_LINE_BYTES:
@@ -159,7 +159,7 @@ def _shortened(values: dict[str, Any], own: Mapping[str, Any]) -> bytes:
 
 
 def _bounded(value: Any) -> Any:
-    """Keep a common field so short that all of them together fit into a line."""
+    """Shorten a common field, so that all of them together fit into a line."""
     if isinstance(value, str):
         return value[:MAX_COMMON_TEXT]
     return PLACEHOLDER if isinstance(value, dict | list) else value
@@ -178,11 +178,11 @@ def _encode(value: Any) -> bytes:
 
 
 def safe_value(value: Any, depth: int = 0) -> Any:
-    """Return `value` as something strict JSON can hold, or a placeholder; never its `repr`, which may quote a row.
+    """Return `value` in a form that strict JSON can hold, or a placeholder; never its `repr`, which may quote a row.
 
     Args:
-        value: anything, also what fails when it is looked at.
-        depth: how deep inside containers; below `MAX_DEPTH` only placeholders stand.
+        value: anything, even an object that raises when it is inspected.
+        depth: depth inside containers; below `MAX_DEPTH` there are only placeholders.
     """
     try:
         return _safe_value(value, depth)
@@ -191,7 +191,7 @@ def safe_value(value: Any, depth: int = 0) -> Any:
 
 
 def _safe_value(value: Any, depth: int) -> Any:
-    # By exact type: a subclass may say whatever it likes when it is asked for its text.
+    # By exact type, because a subclass may return any text for itself.
     kind = type(value)
     if value is None or kind is bool:
         return value

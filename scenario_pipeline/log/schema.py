@@ -19,11 +19,11 @@ _OF_THE_RUN = frozenset({"invocation_id", "dagster_run_id", "dagster_job_name"})
 
 @cache
 def line_models() -> tuple[type[BaseModel], ...]:
-    """Build the strict models of whole log lines: the common fields plus those of each event."""
+    """Build strict models of whole log lines: the common fields plus those of each event."""
     common: dict[str, Any] = {
         "timestamp": (Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z$")], ...),
         "invocation_id": (Annotated[str, Field(pattern=UUID4_PATTERN)], ...),
-        # Not a literal: `true` and `1.0` equal 1.
+        # Not a literal, because `true` and `1.0` equal 1.
         "schema_version": (Annotated[int, Field(ge=SCHEMA_VERSION, le=SCHEMA_VERSION)], ...),
         "dagster_run_id": (Annotated[str, Field(pattern=UUID_PATTERN)], ...),
         "dagster_job_name": (Annotated[str, Field(min_length=1)], ...),
@@ -51,7 +51,7 @@ def line_models() -> tuple[type[BaseModel], ...]:
 @cache
 def line_adapter() -> TypeAdapter[Any]:
     """Return the validator of one line, chosen by its event."""
-    union: Any = Union[line_models()]  # noqa: UP007 - made of a tuple
+    union: Any = Union[line_models()]  # noqa: UP007 - built from a tuple
     return TypeAdapter(Annotated[union, Field(discriminator="event")])
 
 
@@ -67,7 +67,7 @@ def json_schema() -> dict[str, Any]:
 
 
 def _closed(schema: Any) -> Any:
-    """Refuse names that fit no pattern: a mapping with patterns alone would let any other name pass."""
+    """Refuse names that fit no pattern; a mapping with patterns alone would accept any other name."""
     match schema:
         case dict():
             closed = {word: _closed(inner) for word, inner in schema.items()}

@@ -1,4 +1,4 @@
-"""Writes whole lines to stdout, and never makes a run wait for a stalled reader.
+"""Writes whole lines to stdout, and never lets a stalled reader hold up a run.
 
 Belongs here: descriptors, pipes, patience and torn lines. Does not belong here: what a line says (`log.logger`).
 """
@@ -15,36 +15,37 @@ from contextlib import contextmanager
 
 STDOUT = 1
 NO_DESCRIPTOR = -1
-# A write of at most PIPE_BUF bytes to a pipe is atomic (POSIX, write(2)); Linux' value, also below every log
-# collector's limit. Longer lines are cut by dropping values.
+# A write of at most PIPE_BUF bytes to a pipe is atomic (POSIX, write(2)). This is the value on Linux, and it is below
+# every log collector's limit. Longer lines are shortened by dropping values.
 MAX_LINE_BYTES = 4096
-# How long readers may hold up a run: longer than a busy log collector pauses, and short enough for a run to end within
-# its time budget and the two seconds it has for closing. All waits come out of this; a reader who then takes a score of
-# lines without being waited for earns a twentieth of it back.
+# How long readers may hold up a run. It is longer than the pauses of a busy log collector, and short enough for a run
+# to end within its time budget and the two seconds for closing. This is the total of all waits; after 8 KiB written
+# without waiting, the reader regains 50 ms.
 STALL_SECONDS = 1.0
 EARNED_SECONDS = STALL_SECONDS / 20
 EARNED_BYTES = 8192
 
 
 class LineSink:
-    """Writes whole lines to a file descriptor, and to a second one while one is set.
+    """Writes whole lines to a file descriptor, and to a second one if one is set.
 
     Args:
-        fd: where lines go; looked up at each write, so a redirected stdout is followed.
+        fd: where lines go; looked up at each write, so that a redirected stdout is followed.
     """
 
     def __init__(self, fd: int = STDOUT) -> None:
         self.fd = fd
         self.dropped = 0
         self._torn: set[tuple[int, int]] = set()
-        # For each file that had no room once: how long it may still be waited for, and what it took since without that.
+        # For each file that was full once: how long the sink may still wait for it, and the bytes written since without
+        # waiting.
         self._patience: dict[tuple[int, int], tuple[float, int]] = {}
         self._lock = threading.Lock()
         self._copy_to: int | None = None
         self._observer: Callable[[bytes], None] | None = None
 
     def write(self, line: bytes) -> None:
-        """Write one line, which ends in a line feed, with a single write to each descriptor; never raises."""
+        """Write one line, ending in a line feed, with a single write to each descriptor; never raises."""
         with self._lock:
             for fd in (self.fd, self._copy_to):
                 if fd is not None:
@@ -59,7 +60,7 @@ class LineSink:
 
     @contextmanager
     def observed_by(self, observer: Callable[[bytes], None]) -> Iterator[None]:
-        """Also hand each line to `observer`, for a summary of what was written."""
+        """Also pass each line to `observer`, for a summary of what was written."""
         before, self._observer = self._observer, observer
         try:
             yield
@@ -68,9 +69,9 @@ class LineSink:
 
     @contextmanager
     def copied_to_process_stdout(self) -> Iterator[None]:
-        """Also write to what stdout is now, for as long as a step's stdout is captured in a file.
+        """Also write to the current stdout, while a step's stdout is captured in a file.
 
-        Dagster would mirror the file with `tail`, which tears lines and loses the last ones.
+        Dagster would mirror the file with `tail`, which splits lines and loses the last ones.
         """
         try:
             copy = os.dup(self.fd)
@@ -93,11 +94,14 @@ class LineSink:
             self._copy_to = before
 
     def _write(self, fd: int, line: bytes) -> None:
-        # A full disk can leave half a line; without this the next one would be glued to it.
+        # A full disk can leave half a line; without this, the next line would continue it.
         try:
             data = b"\n" + line if self._torn and _file_of(fd) in self._torn else line
             written = os.write(fd, data) if self._takes_a_line(fd, len(data)) else 0
-        except (OSError, ValueError):  # closed, none, broken pipe, full disk: the batch goes on, the loss is reported
+        except (
+            OSError,
+            ValueError,
+        ):  # closed, missing, broken pipe, full disk: the batch goes on, the loss is reported
             self.dropped += 1
             return
         if not written:
@@ -109,11 +113,11 @@ class LineSink:
             self._torn.discard(_file_of(fd))
 
     def _takes_a_line(self, fd: int, size: int) -> bool:
-        """Whether a write will not wait for a reader who may never come back; waits itself for a slow one.
+        """Wait for a slow reader within its patience; return whether a write will now succeed without waiting.
 
-        A full pipe would hold the run for ever, with the signals that could end it held back. `poll` calls a pipe
-        writable when it has room for `PIPE_BUF` bytes, which is a line, so the write after it does not wait. What is
-        not a pipe or a socket, or is broken, is always writable, and the write says what is wrong.
+        A write to a full pipe would hold the run for ever, and delay the signals that could end it. `poll` reports a
+        pipe as writable when it has room for `PIPE_BUF` bytes, which is a line, so the write after it does not wait.
+        Anything that is not a pipe or a socket, or is broken, counts as writable; the write reports any fault.
         """
         if not hasattr(select, "poll"):  # Windows
             return True
@@ -122,7 +126,7 @@ class LineSink:
         has_room = bool(ready.poll(0))
         if has_room and not self._patience:
             return True
-        # All waits are added up: a reader of one line a second would hold up hundreds of lines for minutes.
+        # All waits are added up: otherwise a reader of one line a second would hold up hundreds of lines for minutes.
         file = _file_of(fd)
         seconds, taken = self._patience.get(file, (STALL_SECONDS, 0))
         if has_room:
@@ -138,10 +142,10 @@ class LineSink:
 
 
 def _file_of(fd: int) -> tuple[int, int]:
-    """Tell files apart whatever descriptor leads to them."""
+    """Identify a file, whichever descriptor leads to it."""
     status = os.fstat(fd)
     return status.st_dev, status.st_ino
 
 
-# Process-wide, because stdout is. A process started without one must not write into the file that took its number.
+# Process-wide, because stdout is. A process started without stdout must not write to the file that got its number.
 STDOUT_SINK = LineSink(STDOUT if sys.stdout is not None else NO_DESCRIPTOR)

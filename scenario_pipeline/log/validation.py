@@ -1,6 +1,6 @@
 """Checks an event log: strict JSON, the schema, the grammar and the identities (contract section 5).
 
-Belongs here: reading a log as a stranger would. Does not belong here: comparing it with the ledger
+Belongs here: reading a log without trusting its writer. Does not belong here: comparing it with the ledger
 (`defs.reconcile`).
 """
 
@@ -26,7 +26,7 @@ from scenario_pipeline.log.vocabulary import (
 
 @dataclass
 class _Invocation:
-    """What was read of one invocation so far."""
+    """What has been read of one invocation so far."""
 
     line: int
     kinds: list[str] = field(default_factory=list)
@@ -38,10 +38,10 @@ def violations(lines: Iterable[bytes]) -> Iterator[str]:
     """Check an event log line by line: strict JSON, the schema, the grammar and the identities.
 
     Args:
-        lines: the log, split at line feeds only; empty lines are passed over.
+        lines: the log, split at line feeds only; empty lines are skipped.
 
     Yields:
-        One sentence a violation, with its line number and without any value of the line.
+        One sentence for each violation, with its line number and without any value from the line.
     """
     invocations: dict[str, _Invocation] = {}
     for number, raw in enumerate(lines, start=1):
@@ -50,10 +50,10 @@ def violations(lines: Iterable[bytes]) -> Iterator[str]:
         try:
             entry = json.loads(raw.decode("utf-8"), parse_constant=_no_constant, object_pairs_hook=_unique_keys)
         except (ValueError, RecursionError):
-            yield f"line {number}: is no strict JSON in UTF-8"
+            yield f"line {number}: is not strict JSON in UTF-8"
             continue
         try:
-            # JSON has no tuples or enumerations, so strictness is asked of JSON types.
+            # JSON has no tuples or enumerations, so strictness applies to JSON types.
             line_adapter().validate_json(raw, strict=True)
         except ValidationError as exc:
             yield f"line {number}: does not fit the schema at {', '.join(sorted(_places(exc)))}"
@@ -69,14 +69,14 @@ def violations(lines: Iterable[bytes]) -> Iterator[str]:
 
 
 def _places(exc: ValidationError) -> set[str]:
-    """Return the fields in which a line does not fit; a name that is not ours may be anything, so it is not told."""
+    """Return the fields in which a line does not fit; a name that is not ours may be anything, so it is not shown."""
     ours = {name for line in line_models() for name in line.model_fields}
     found = {str(error["loc"][1]) if len(error["loc"]) > 1 else "event" for error in exc.errors()}
     return {place if place in ours else "a field that does not exist" for place in found}
 
 
 def _follow(seen: _Invocation, number: int, entry: Mapping[str, Any]) -> Iterator[str]:
-    """Hold one more entry against the grammar `started (error)* [partial | failed] completed`."""
+    """Check one more entry against the grammar `started (error)* [partial | failed] completed`."""
     kind = entry["event"]
     match kind, seen.kinds[-1:]:
         case RunStarted.name, []:
@@ -86,7 +86,7 @@ def _follow(seen: _Invocation, number: int, entry: Mapping[str, Any]) -> Iterato
         case _, [RunCompleted.name]:
             yield f"line {number}: {kind} follows scheduler_run_completed"
         case RunStarted.name, _:
-            yield f"line {number}: scheduler_run_started stands twice"
+            yield f"line {number}: scheduler_run_started appears twice"
         case ((RunPartial.name | RunFailed.name | MentorEvaluationError.name), [RunPartial.name | RunFailed.name]):
             yield f"line {number}: {kind} follows a closing entry"
         case _:
@@ -123,5 +123,5 @@ def _no_constant(name: str) -> None:
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(dict(pairs)) != len(pairs):
-        raise ValueError("a key stands twice")
+        raise ValueError("a key appears twice")
     return dict(pairs)

@@ -8,20 +8,21 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import Field
 
-from scenario_pipeline.batch_stats import SUPPRESSION_REASONS
+from scenario_pipeline.batch_stats import SuppressionReason
 from scenario_pipeline.errors import ErrorType
+from scenario_pipeline.records import DispatchMode
 
 SCHEDULER = "scenario-scheduler"
 TRIGGER_ENGINE = "scenario-trigger-engine"
 SCHEMA_VERSION = 1
-TRIGGERED_BY = ("dagster_schedule", "manual", "backfill", "sensor", "continuation", "retry", "pg_cron")
+TriggeredBy = Literal["dagster_schedule", "manual", "backfill", "sensor", "continuation", "retry", "pg_cron"]
+TRIGGERED_BY: tuple[TriggeredBy, ...] = get_args(TriggeredBy)
 Count = Annotated[int, Field(ge=0, le=2**53 - 1)]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
-Reason = Literal["opted_out", "duplicate", "cooldown"]
 Message = Annotated[str, Field(min_length=1, max_length=500, pattern=r"^[^\r\n]*$")]
 UUID_PATTERN = r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$"
 UUID4_PATTERN = r"^[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$"
@@ -29,21 +30,21 @@ UUID4_PATTERN = r"^[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-
 
 @dataclass(frozen=True)
 class Event:
-    """Base of all events: a name, the component that speaks, and a level that may depend on the fields."""
+    """Base of all events: a name, the component that emits it, and a level that may depend on the fields."""
 
     name: ClassVar[str]
     component: ClassVar[str] = SCHEDULER
     levels: ClassVar[tuple[str, ...]] = ("info",)
-    # Entries of the engine's service may stand outside any run: their common fields may be null.
+    # Entries of the engine's service may belong to no run, so some of their common fields may be null.
     within_run: ClassVar[bool] = True
 
     @property
     def level(self) -> str:
-        """How grave this entry is: `info`, `warning` or `error`."""
+        """The level of this entry: `info`, `warning` or `error`."""
         return self.levels[0]
 
     def fields(self) -> dict[str, Any]:
-        """Return the further fields of the entry, without the common ones."""
+        """Return the fields of the entry, without the common ones."""
         return {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
 
 
@@ -52,10 +53,10 @@ class RunStarted(Event):
     """An invocation was opened."""
 
     name: ClassVar[str] = "scheduler_run_started"
-    triggered_by: Literal["dagster_schedule", "manual", "backfill", "sensor", "continuation", "retry", "pg_cron"]
+    triggered_by: TriggeredBy
     evaluation_date: Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\d$")]
     scenario_types: list[Name]
-    dispatch_mode: Literal["live", "dry_run"]
+    dispatch_mode: DispatchMode
     time_budget_ms: Count
 
 
@@ -72,7 +73,7 @@ class MentorEvaluationError(Event):
 
 @dataclass(frozen=True)
 class RunPartial(Event):
-    """The invocation ended before every mentor was evaluated; the rest is left to the next one."""
+    """The invocation ended before every mentor was evaluated; the next one evaluates the rest."""
 
     name: ClassVar[str] = "scheduler_run_partial"
     levels: ClassVar[tuple[str, ...]] = ("warning",)
@@ -111,7 +112,7 @@ class RunCompleted(Event):
     total_errors: Count
     pages_processed: Count
     duration_ms: Count
-    suppressed_by_reason: dict[Reason, Count]
+    suppressed_by_reason: dict[SuppressionReason, Count]
     dispatched_by_scenario: dict[Name, Count]
 
     @property
@@ -122,7 +123,7 @@ class RunCompleted(Event):
 
 @dataclass(frozen=True)
 class PageRetried(Event):
-    """The trigger engine repeated a page's transaction: a deadlock, or a commit whose answer was lost."""
+    """The trigger engine repeated a page's transaction after a deadlock, or a commit whose reply was lost."""
 
     name: ClassVar[str] = "trigger_engine_page_retried"
     component: ClassVar[str] = TRIGGER_ENGINE
@@ -135,7 +136,7 @@ class PageRetried(Event):
 
 @dataclass(frozen=True)
 class EngineCallRetried(Event):
-    """A call of the `http` engine failed and will be repeated with the same key."""
+    """A call by the `http` engine failed and will be repeated with the same key."""
 
     name: ClassVar[str] = "trigger_engine_call_retried"
     component: ClassVar[str] = TRIGGER_ENGINE
@@ -193,7 +194,7 @@ class EngineRefused(Event):
 
 @dataclass(frozen=True)
 class EngineStopped(Event):
-    """The engine's service has answered what it had in hand and ends."""
+    """The engine's service has answered the requests in flight and is ending."""
 
     name: ClassVar[str] = "trigger_engine_stopped"
     component: ClassVar[str] = TRIGGER_ENGINE
@@ -214,5 +215,3 @@ VOCABULARY: tuple[type[Event], ...] = (
     EngineRefused,
     EngineStopped,
 )
-if set(SUPPRESSION_REASONS) != set(Reason.__args__):  # type: ignore[attr-defined]
-    raise TypeError("Reason and SUPPRESSION_REASONS must name the same reasons")

@@ -1,8 +1,8 @@
 """Scenarios: one module each, found through `registry`.
 
-Belongs here: what a scenario is, what it is built from, and how installed ones are found: every module of this package
-and every entry point of the group `scenario_pipeline.scenarios`. An author imports nothing else of the project.
-Does not belong here: any one scenario's rule, dispatch or cooldown.
+Belongs here: the type of a scenario, its building blocks, and the search for installed ones. These are every module of
+this package and every entry point of the group `scenario_pipeline.scenarios`. An author imports nothing else from the
+project. Does not belong here: the rule of any one scenario, dispatch or cooldown.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from scenario_pipeline.errors import ErrorInfo, ErrorType, SystemicError, UserEr
 from scenario_pipeline.storage.tables import scenario_evaluation_config, source_activities, source_certifications
 
 ENTRY_POINT_GROUP = "scenario_pipeline.scenarios"
-# Longer text enters a `dedup_key` as its hash: an index takes no key of some thousand bytes.
+# Longer text enters a `dedup_key` as a hash, because an index accepts no key of several thousand bytes.
 MAX_KEY_TEXT_BYTES = 200
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
-# Its schedule would have the name of the schedule of all scenarios.
+# The schedule of such a scenario would have the name of the schedule for all scenarios.
 _RESERVED = "scenario_scheduler"
 
 activities: Table = source_activities
-"""What mentors did: `user_id`, `activity_type`, `activity_date`; rows after the evaluation date included."""
+"""What mentors did: `user_id`, `activity_type`, `activity_date`; includes rows after the evaluation date."""
 
 certifications: Table = source_certifications
-"""What mentors hold: `user_id`, `certification_type`, `expires_on`."""
+"""Certifications of mentors: `user_id`, `certification_type`, `expires_on`."""
 
 Page: TypeAlias = FromClause
 """The mentors to evaluate: `user_id`, `organisation_id`, `joined_on`."""
@@ -49,22 +49,22 @@ Matches: TypeAlias = Select[str, int, date, str]
 """At most one row for each mentor: `user_id`, `threshold`, `crossed_on`, `dedup_key`."""
 
 MatchesOf: TypeAlias = Callable[[Page, Configuration, EvaluationDate], Matches]
-"""Builds the set-based select of a scenario."""
+"""A function that builds the set-based select of a scenario."""
 
 
 @dataclass(frozen=True)
 class Scenario:
-    """A rule that says when a mentor should hear from the organisation (contract section 3).
+    """A rule for when a mentor should hear from the organisation (contract section 3).
 
     Attributes:
         scenario_type: its name, `[a-z][a-z0-9_]*`, at most 63 characters.
         description: one sentence for the web UI.
         thresholds: default thresholds, in days or activity counts.
-        lookback_days: default look-back window: how many missed days are caught up.
-        cooldown_days: default distance between two notifications of one mentor.
+        lookback_days: default look-back window: how many missed days a run catches up.
+        cooldown_days: default number of days between two notifications to one mentor.
         matches: builds the set-based select from a `Page`, a `Configuration` and the evaluation date.
         cron: when the scenario's own schedule ticks, in five fields; None for `SCENARIO_CRON`. That schedule is off
-            until somebody switches it on, since another one evaluates all scenarios.
+            until someone turns it on, because another one evaluates all scenarios.
     """
 
     scenario_type: str
@@ -78,17 +78,17 @@ class Scenario:
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.scenario_type) or self.scenario_type == _RESERVED:
             sentence = f"it must match [a-z][a-z0-9_]*, have at most 63 characters and not be {_RESERVED}"
-            raise ValueError(f"{self.scenario_type!r} is no scenario type: {sentence}")
+            raise ValueError(f"{self.scenario_type!r} is not a scenario type: {sentence}")
 
 
 def bounded_text(value: ColumnElement[Any]) -> ColumnElement[str]:
-    """Return free text as it may enter a `dedup_key` (contract section 3).
+    """Return free text in a form that may enter a `dedup_key` (contract section 3).
 
     Args:
         value: an expression of type text, such as a column.
 
     Returns:
-        The text itself, or the 64 hexadecimal digits of its SHA-256 where it is longer than 200 bytes.
+        The text itself, or the 64 hexadecimal digits of its SHA-256 if it is longer than 200 bytes.
     """
     digest = func.encode(func.sha256(func.convert_to(value, "UTF8")), "hex")
     return cast(case((func.octet_length(value) <= MAX_KEY_TEXT_BYTES, value), else_=digest), Text)
@@ -126,7 +126,7 @@ def _from_entry_points() -> Iterable[Scenario]:
 def _loaded(name: str, load: Callable[[], object], place: str) -> Scenario:
     try:
         scenario = load()
-    except Exception as exc:  # foreign code: whatever it raises, the user must learn which scenario it is
+    except Exception as exc:  # foreign code may raise anything, and the user must learn which scenario it is
         raise UserError(f"The scenario {name} cannot be loaded: {type(exc).__name__}.") from exc
     if not isinstance(scenario, Scenario):
         raise UserError(f"{place.format(name)} does not name a Scenario.")
@@ -134,10 +134,10 @@ def _loaded(name: str, load: Callable[[], object], place: str) -> Scenario:
 
 
 def select_scenarios(names: Iterable[str]) -> tuple[str, ...]:
-    """Return the scenario types of a run, sorted; no names mean all installed ones.
+    """Return the scenario types of a run, sorted; no names means all installed ones.
 
     Raises:
-        UserError: a name is not installed.
+        UserError: no scenario with such a name is installed.
     """
     wanted = sorted(set(names)) or list(registry())
     for name in wanted:
@@ -147,7 +147,7 @@ def select_scenarios(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def insert_default_configuration(connection: Connection, scenarios: Iterable[Scenario]) -> None:
-    """Give each scenario its default configuration row unless it has one; a row that is there is not touched."""
+    """Give each scenario a default configuration row unless it has one; existing rows are not changed."""
     table = scenario_evaluation_config
     present = set(connection.execute(select(table.c.scenario_type).where(table.c.organisation_id.is_(None))).scalars())
     for scenario in scenarios:
@@ -168,10 +168,10 @@ def insert_default_configuration(connection: Connection, scenarios: Iterable[Sce
 
 
 def check_configured(connection: Connection, scenario_types: Iterable[str]) -> None:
-    """Refuse a scenario without a default row: it would silently match nobody.
+    """Refuse a scenario without a default row, which would silently match nobody.
 
     Raises:
-        SystemicError: with a sentence that names the scenario and the command that mends it.
+        SystemicError: the message names the scenario and the command that fixes it.
     """
     table = scenario_evaluation_config
     rows = connection.execute(table.select().where(table.c.organisation_id.is_(None)))

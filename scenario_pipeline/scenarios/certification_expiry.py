@@ -16,7 +16,7 @@ from scenario_pipeline.scenarios import (
 
 
 def matches(page: Page, configuration: Configuration, evaluation_date: EvaluationDate) -> Matches:
-    """Select the due certification that expires first (then by type), at its lowest crossed T: the latest crossing."""
+    """Select the due certification that expires first (then by type), at its lowest crossed T, the latest crossing."""
     certification = certifications
     thresholds = func.unnest(configuration.c.thresholds).table_valued("days", name="thresholds").render_derived()
     threshold = thresholds.c.days

@@ -8,7 +8,7 @@ from scenario_pipeline.scenarios import Configuration, EvaluationDate, Matches, 
 
 
 def matches(page: Page, configuration: Configuration, evaluation_date: EvaluationDate) -> Matches:
-    """Select mentors whose `last date + T` lies in the look-back window; the highest such T, which crossed latest."""
+    """Select mentors whose `last date + T` lies in the look-back window, at the highest such T, the latest crossing."""
     activity = activities
     last_activity = (
         select(func.max(activity.c.activity_date).label("on"))

@@ -8,10 +8,10 @@ from scenario_pipeline.scenarios import Configuration, EvaluationDate, Matches, 
 
 
 def matches(page: Page, configuration: Configuration, evaluation_date: EvaluationDate) -> Matches:
-    """Select mentors whose T-th activity is dated in the look-back window; of several T the highest.
+    """Select mentors whose T-th activity is dated in the look-back window, at the highest such T.
 
-    A threshold is crossed in the window when it lies above the count before the window and not above the count at
-    its end. Mentors without an activity in the window, the great majority, cost one short index range.
+    A threshold is crossed in the window if it is above the count before the window and not above the count at its end.
+    Mentors without an activity in the window are the great majority, and cost one short index range.
     """
     activity = activities
     window_start = evaluation_date - configuration.c.lookback_days

@@ -1,6 +1,6 @@
 """Where the databases are, how to connect to them, and which version they have.
 
-Belongs here: URLs, engines, migrations, the version check. Does not belong here: what is read or written.
+Belongs here: URLs, connection pools, migrations, the version check. Does not belong here: what is read or written.
 """
 
 from __future__ import annotations
@@ -27,26 +27,26 @@ from scenario_pipeline.storage.embedded import EmbeddedPostgres
 from scenario_pipeline.storage.tables import SCHEMA
 
 OLDEST_SERVER = 15
-# Serialises migrations of one database: two first commands at once are usual.
+# Serialises migrations of one database, since two commands often start together on the first day.
 _MIGRATION_LOCK = 0x5CE9A810
-# How long an upgrade waits for one table that others use.
+# How long an upgrade waits for a table that other sessions use.
 LOCK_SECONDS = 10
 UPGRADE_COMMAND = "scenario-pipeline db upgrade"
-# It checks nothing that is written: another client's letters would come back as bytes that nobody can read.
+# This encoding checks nothing that is written: letters from another client would come back as unreadable bytes.
 NO_ENCODING = "SQL_ASCII"
 WRONG_ENCODING = "the encoding of the database is SQL_ASCII, which checks no letters"
 ENCODING_REMEDY = "CREATE DATABASE ... ENCODING 'UTF8' TEMPLATE template0"
 
-# JIT never pays for statements of milliseconds; row_security=off turns rows hidden by a policy into an error; names are
-# compared as Postgres writes them without need of quotes.
+# JIT never pays off for statements of milliseconds. row_security=off raises an error where a policy would hide rows.
+# The code compares names as Postgres writes them without quotes.
 _SESSION_OPTIONS = "-c jit=off -c timezone=UTC -c datestyle=ISO -c row_security=off -c quote_all_identifiers=off"
-# How long an attempt to connect may take where the connection string does not say.
+# How long an attempt to connect may take if the connection string sets no limit.
 CONNECT_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
 class DatabaseUrls:
-    """The two databases of one installation, as connection strings that hold the password."""
+    """The two databases of one installation, as connection strings that include the password."""
 
     scenario: str = field(repr=False)
     dagster: str = field(repr=False)
@@ -62,11 +62,11 @@ def locate(settings: Settings, *, start: bool = True) -> DatabaseUrls:
     """Return where both databases are.
 
     Args:
-        settings: of this installation.
-        start: start the embedded server if it is the one to use, and create its databases.
+        settings: the settings of this installation.
+        start: whether to start the embedded server if it is the one to use, and create its databases.
 
     Raises:
-        UserError: the embedded server cannot be started, or does not run and is not to be started.
+        UserError: the embedded server cannot be started, or does not run although `start` is False.
     """
     if settings.database_url is not None:
         dagster = settings.dagster_database_url or conninfo.with_database(settings.database_url, "dagster")
@@ -81,10 +81,10 @@ def locate(settings: Settings, *, start: bool = True) -> DatabaseUrls:
 
 
 def create_database(server_url: str, database: str) -> None:
-    """Create `database` on the server of `server_url` unless it exists; safe for many processes at once.
+    """Create `database` on the server of `server_url` unless it exists; many processes may do so at once.
 
     Raises:
-        psycopg.Error: no connection could be made (`NoConnectionError`), or the role may not create databases.
+        psycopg.Error: the connection failed (`NoConnectionError`), or the role may not create databases.
     """
     with session(server_url, autocommit=True) as connection:
         if connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [database]).fetchone():
@@ -92,18 +92,18 @@ def create_database(server_url: str, database: str) -> None:
         try:
             connection.execute(psycopg.sql.SQL("CREATE DATABASE {}").format(psycopg.sql.Identifier(database)))
         except (psycopg.errors.DuplicateDatabase, psycopg.errors.UniqueViolation):
-            return  # another process was first; the race shows as either error
+            return  # another process was first; either error can result
 
 
 def session(url: str, *, autocommit: bool = False) -> psycopg.Connection[tuple[Any, ...]]:
-    """Return a connection of its own, for what is asked before there is an engine.
+    """Return a single connection, for statements that run before there is a pool.
 
     Args:
         url: a connection string as libpq reads it.
-        autocommit: whether each statement is a transaction.
+        autocommit: whether each statement is a transaction of its own.
 
     Raises:
-        NoConnectionError: with the reason.
+        NoConnectionError: the connection failed; the error says why.
     """
     parameters = {"connect_timeout": str(int(CONNECT_SECONDS))} | conninfo.parts_of(url)
     parameters["client_encoding"] = conninfo.ENCODING
@@ -111,20 +111,20 @@ def session(url: str, *, autocommit: bool = False) -> psycopg.Connection[tuple[A
         return psycopg.connect(conninfo.joined(parameters), autocommit=autocommit)
     except (psycopg.Error, UnicodeError) as exc:
         failure = refusals.explained(exc, url)
-    # Outside of the handler: no text of the driver's comes along as its context.
+    # Outside the handler, so that no text from the driver is attached as context.
     raise failure
 
 
 def connect(url: str, *, connect_timeout_seconds: float = CONNECT_SECONDS, connections: int = 2) -> Engine:
-    """Return an engine for the scheduler's own database; nothing is connected yet.
+    """Return a connection pool for the scheduler's own database; nothing is connected yet.
 
-    A connection that cannot be made is raised as SQLAlchemy's error around a `NoConnectionError`.
+    A failed connection is raised later as an SQLAlchemy error that wraps a `NoConnectionError`.
 
     Args:
         url: a connection string as libpq reads it, a `postgresql://` URL or pairs of names and values.
-        connect_timeout_seconds: bound of one connection attempt where the string names none; libpq takes whole
-            seconds from 2 on.
-        connections: how many may be open at once.
+        connect_timeout_seconds: limit for one connection attempt if the string names none; libpq takes whole seconds,
+            at least 2.
+        connections: how many connections may be open at once.
 
     Raises:
         UserError: libpq cannot read the string.
@@ -132,24 +132,25 @@ def connect(url: str, *, connect_timeout_seconds: float = CONNECT_SECONDS, conne
     usual = {
         "fallback_application_name": "scenario-pipeline",
         "connect_timeout": str(max(2, int(connect_timeout_seconds))),
-        # A peer that vanished without a word is noticed while a statement waits for its answer.
+        # These detect a peer that vanished silently while a statement waits for its reply.
         "keepalives_idle": "5",
         "keepalives_interval": "5",
         "keepalives_count": "3",
         "tcp_user_timeout": "15000",
     }
     needed = {
-        # The last one counts: no option of the user's may let a policy hide rows.
+        # The last option wins, so that no option from the user can let a policy hide rows.
         "options": f"{conninfo.options_of(url)} {_SESSION_OPTIONS}".strip(),
         "client_encoding": conninfo.ENCODING,
     }
     parameters = usual | conninfo.parts_of(url) | needed
-    engine = create_engine(
+    database = create_engine(
         conninfo.shown_url(url),
         pool_size=connections,
         max_overflow=0,
         pool_timeout=connect_timeout_seconds,
-        # A generic plan knows nothing of the page's size and chooses a full scan; a pooler may lack what was prepared.
+        # A generic plan does not know the size of a page and chooses a full scan. Behind a pooler, a prepared statement
+        # may be missing.
         connect_args={**parameters, "prepare_threshold": None},
     )
 
@@ -160,8 +161,8 @@ def connect(url: str, *, connect_timeout_seconds: float = CONNECT_SECONDS, conne
             failure = refusals.explained(exc, conninfo.joined(parameters))
         raise failure
 
-    event.listen(engine, "do_connect", connect_or_explain)
-    return engine
+    event.listen(database, "do_connect", connect_or_explain)
+    return database
 
 
 def _alembic_config() -> Config:
@@ -180,15 +181,15 @@ def code_version() -> str:
 
 
 def schema_version(connection: Connection) -> str | None:
-    """Return the version of the schema in this database, or None where it was never created."""
+    """Return the version of the schema in this database, or None if it was never created."""
     context = MigrationContext.configure(connection, opts={"version_table_schema": SCHEMA})
     return context.get_current_revision()
 
 
 def upgrade_schema(connection: Connection) -> None:
-    """Create or upgrade the schema, and make the roles that are missing where the current role may.
+    """Create or upgrade the schema, and create missing roles if the current role may.
 
-    From then on until the end of the transaction the connection acts as the owner of the schema.
+    From then until the end of the transaction, the connection acts as the owner of the schema.
 
     Args:
         connection: inside a transaction, which the caller commits.
@@ -197,7 +198,7 @@ def upgrade_schema(connection: Connection) -> None:
         UserError: the server is too old, or the database is newer than the code.
     """
     connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
-    # Whoever waits for a table keeps everybody behind it waiting as well.
+    # A session that waits for a table also holds up every session queued behind it.
     connection.execute(text(f"SET LOCAL lock_timeout = '{LOCK_SECONDS}s'"))
     major = server_major(connection)
     if major < OLDEST_SERVER:
@@ -211,7 +212,7 @@ def upgrade_schema(connection: Connection) -> None:
     is_complete = current == code_version() and len(roles.existing_roles(connection)) == len(roles.ROLES)
     if not is_complete and roles.may_create_roles(connection):
         roles.create_roles(connection)
-    # Asked first: who may not create a schema may not do so "if not exists" either.
+    # Checked first: a role that may not create a schema may not run CREATE SCHEMA IF NOT EXISTS either.
     if connection.execute(text("SELECT to_regnamespace(:schema)"), {"schema": SCHEMA}).scalar_one() is None:
         connection.execute(text(f"CREATE SCHEMA {SCHEMA}"))
     roles.become_owner(connection)
@@ -225,7 +226,7 @@ def server_major(connection: Connection) -> int:
 
 
 def server_encoding(connection: Connection) -> str:
-    """Return the encoding of the database, by the name that Postgres gives it."""
+    """Return the encoding of the database, under its Postgres name."""
     return str(connection.execute(text("SHOW server_encoding")).scalar_one())
 
 
@@ -235,7 +236,7 @@ def _is_newer(version: str | None) -> bool:
 
 
 def mismatch(version: str | None) -> str:
-    """Say why this schema version does not fit the code, and what mends it."""
+    """Return why this schema version does not fit the code, and how to fix it."""
     if version is None:
         return f"the database has no schema of this project: run {UPGRADE_COMMAND}"
     if _is_newer(version):
@@ -247,7 +248,7 @@ def check_schema(connection: Connection) -> None:
     """Refuse a database whose encoding or schema does not fit the code.
 
     Raises:
-        SystemicError: with a sentence that names the command that fixes it.
+        SystemicError: the message names the command that fixes it.
     """
     if server_encoding(connection) == NO_ENCODING:
         raise SystemicError(ErrorInfo(ErrorType.DATABASE, f"{WRONG_ENCODING}: {ENCODING_REMEDY}"))
@@ -258,49 +259,50 @@ def check_schema(connection: Connection) -> None:
 
 @dataclass(frozen=True)
 class Unusable:
-    """Why a database cannot be used: one sentence with the name of its setting, and what helps; neither has the URL."""
+    """Why a database cannot be used: a sentence that names its setting, and the remedy; neither contains the URL."""
 
     sentence: str
     remedy: str
 
 
-def why_unusable(engine: Engine, name: str) -> Unusable | None:
-    """Connect once; return why that failed, or None."""
+def why_unusable(database: Engine, name: str) -> Unusable | None:
+    """Connect once; return why it failed, or None."""
     try:
-        with engine.connect():
+        with database.connect():
             return None
     except Exception as exc:  # noqa: BLE001 - the boundary to the user: any reason becomes one sentence
         reason = classify(exc).error_message
-        remedy = remedy_of(exc, engine, name)
+        remedy = remedy_of(exc, database, name)
     return Unusable(f"The database of {name} cannot be used: {reason}.", remedy or "check the URL and the server")
 
 
-def remedy_of(exc: BaseException, engine: Engine, name: str) -> str | None:
-    """Return what to do about a connection of `engine` that could not be made; `name` is the database's setting."""
+def remedy_of(exc: BaseException, database: Engine, name: str) -> str | None:
+    """Return the remedy for a failed connection to `database`, or None; `name` is the setting of that database."""
     original = exc.orig if isinstance(exc, DBAPIError) else exc
     if not isinstance(original, NoConnectionError):
         return None
-    url, address = engine.url, ""
-    # An unescaped slash in a password puts the rest of it into the name of the database, and its begin into the port.
+    url, address = database.url, ""
+    # After an unescaped slash in a password, libpq reads its start as the port and its rest as the name of the
+    # database.
     if "@" not in (url.database or ""):
         address = f"-h {shlex.quote(url.host)} " if url.host else ""
         address += f"-p {url.port or 5432}"
     return original.remedy.format(name=name, address=address)
 
 
-def reachable_or_explain(engine: Engine, name: str) -> None:
+def reachable_or_explain(database: Engine, name: str) -> None:
     """Connect once.
 
     Raises:
-        UserError: with the name of the setting, the reason and what helps, without the URL.
+        UserError: the connection failed; the message has the setting, the reason and the remedy, but not the URL.
     """
-    unusable = why_unusable(engine, name)
+    unusable = why_unusable(database, name)
     if unusable is not None:
         raise UserError(f"{unusable.sentence} What helps: {unusable.remedy}.", exit_status=1)
 
 
 def limit_statement_time(connection: Connection, seconds: float) -> None:
-    """Let no statement of this transaction, nor any wait for a lock, last longer than `seconds`."""
+    """Limit each statement of this transaction, and each wait for a lock, to `seconds`."""
     milliseconds = max(1, int(seconds * 1000))
     connection.execute(
         text("SELECT set_config('statement_timeout', :ms, true), set_config('lock_timeout', :ms, true)"),

@@ -1,7 +1,8 @@
 """The embedded Postgres: one private server for each SCENARIO_HOME, shared by all of its processes.
 
-Belongs here: finding the binaries, creating the data folder, starting, proving, addressing and stopping the server,
-so that no killed process ever corrupts or loses it. Does not belong here: databases, roles and tables inside it.
+Belongs here: creating the data folder; starting, identifying, addressing and stopping the server, so that no killed
+process ever corrupts or loses it. Does not belong here: the binaries (`storage.postgres_tools`), or what is inside the
+server.
 """
 
 from __future__ import annotations
@@ -28,23 +29,23 @@ from scenario_pipeline.storage import postgres_tools
 from scenario_pipeline.storage.postgres_tools import MAJOR, MEMORY, Account
 
 SUPERUSER = "scenario"
-# Loopback by number: the name `localhost` may resolve to ::1, where the server does not listen.
+# Loopback by number, because `localhost` may resolve to ::1, where the server does not listen.
 HOST = "127.0.0.1"
-# The slowest thing done under the lock is a start (at most RECOVERY_SECONDS) plus `initdb` (a few seconds).
+# The slowest work under the lock is a start (at most RECOVERY_SECONDS) plus `initdb` (a few seconds).
 LOCK_SECONDS = 120.0
-# A killed postmaster's zombie and its last backends hold Postgres' own interlock for seconds.
+# The zombie of a killed postmaster and its last backends hold Postgres' own interlock for seconds.
 RESTART_SECONDS = 15.0
-# Crash recovery of what a small installation writes; after that the server goes on by itself.
+# Enough for crash recovery of a small installation; after that, the server continues by itself.
 RECOVERY_SECONDS = 90.0
-# A loopback login takes milliseconds; a longer silence is a server that hangs.
+# A loopback login takes milliseconds; a server that is silent for longer hangs.
 LOGIN_SECONDS = 5
 POLL_SECONDS = 0.05
 
 # `log_min_messages = log` leaves ERROR out: its primary text quotes values ('invalid input syntax for type ...').
-# `terse` leaves DETAIL out, which quotes rows, and the statement of a crashed backend.
-# No socket file, so that neither the length of the path nor a space in it matters. Without checkpoints the log,
-# which nobody rotates, stays small. jit costs up to a quarter of a page's time and never gains any. The statement of
-# a killed client, and the locks it holds, end within a second.
+# `terse` leaves out DETAIL, which quotes rows, and the statement of a crashed backend. There is no socket file, so
+# neither the length of the path nor a space in it matters. Nobody rotates the log; without checkpoints it stays small.
+# jit costs up to a quarter of a page's time and never saves any. The statement of a killed client ends within a second,
+# and so do its locks.
 _SETTINGS = f"""
 # Written once by scenario_pipeline.
 listen_addresses = '{HOST}'
@@ -60,25 +61,25 @@ log_error_verbosity = terse
 log_checkpoints = off
 client_connection_check_interval = '1s'
 """
-# For other people's programs, such as psql, which keep libpq's variables; each libpq since version 13 knows these.
+# For other programs such as psql, in which libpq's variables still count; every libpq since version 13 knows these.
 CLIENT_PARAMETERS = f"hostaddr={HOST}&sslmode=disable&gssencmode=disable&channel_binding=disable"
 _OTHERWISE = "Otherwise set SCENARIO_HOME to another folder or SCENARIO_DATABASE_URL to a server of your own."
 
 
 class _State(Enum):
-    DOWN = "nothing of ours answers"
-    STARTING = "a server answers that it starts, recovers or shuts down"
+    DOWN = "our server does not answer"
+    STARTING = "a server answers that it is starting, recovering or shutting down"
     RUNNING = "our server lets us in"
 
 
 class EmbeddedPostgres:
-    """The server of one folder; any number of processes may hold such an object for the same folder.
+    """The server of one folder; any number of processes may have such an object for the same folder.
 
-    Nobody owns the server: it outlives whoever started it and ends by `stop` only. Nothing absolute is stored, so a
-    folder may be moved or copied while the server is stopped.
+    No process owns the server: it outlives the one that started it, and ends only by `stop`. No absolute path is
+    stored, so a folder may be moved or copied while the server is stopped.
 
     Args:
-        folder: holds `data/`, `password`, `lock` and `log`; created on the first start, its parents too.
+        folder: holds `data/`, `password`, `lock` and `log`; the first start creates it and its parents.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -87,13 +88,13 @@ class EmbeddedPostgres:
         self._password = self._folder / "password"
 
     def start(self) -> bool:
-        """Create the data folder if there is none and start the server if it does not run.
+        """Create the data folder if there is none, and start the server if it does not run.
 
         Returns:
-            True if this call started the server, False if it already ran.
+            True if this call started the server, False if it was already running.
 
         Raises:
-            UserError: the server cannot run here (exit status 1); the sentence says why and what to do.
+            UserError: the server cannot run here (exit status 1); the message says why and what to do.
         """
         with self._one_sentence():
             if self._state() is _State.RUNNING:
@@ -109,13 +110,13 @@ class EmbeddedPostgres:
                 return self._launch(lock)
 
     def stop(self) -> bool:
-        """Shut the server down; open connections are closed and their transactions rolled back.
+        """Shut the server down; open connections are closed, and their transactions are rolled back.
 
         Returns:
-            True if a server was stopped, False if none ran.
+            True if a server was stopped, False if none was running.
 
         Raises:
-            UserError: the server still recovers or did not stop within a minute (exit status 1).
+            UserError: the server is still recovering, or did not stop within a minute (exit status 1).
         """
         with self._one_sentence():
             if not self._data.exists():
@@ -124,7 +125,7 @@ class EmbeddedPostgres:
                 give_up = time.monotonic() + RECOVERY_SECONDS
                 while (state := self._state()) is _State.STARTING and time.monotonic() < give_up:
                     time.sleep(POLL_SECONDS)
-                # `pg_ctl stop` signals whatever process the pid file names: first prove that it is our server.
+                # `pg_ctl stop` signals any process that the pid file names, so first prove that it is our server.
                 if state is _State.DOWN:
                     return False
                 if state is _State.RUNNING:
@@ -135,9 +136,9 @@ class EmbeddedPostgres:
                 return True
 
     def url(self, database: str) -> str:
-        """Return the URL of a database on the running server; it holds the password.
+        """Return the URL of a database on the running server; it includes the password.
 
-        It is the server's address in this process and those it starts, where libpq's variables no longer count.
+        It is valid in this process and in those that it starts, where libpq's variables no longer count.
 
         Raises:
             UserError: the server does not run (exit status 1).
@@ -150,7 +151,7 @@ class EmbeddedPostgres:
         return f"postgresql://{SUPERUSER}:{password}@{HOST}:{port}/{quote(database, safe='')}"
 
     def is_created(self) -> bool:
-        """Whether the folder holds a server already: the first start creates one, which takes seconds.
+        """Whether the folder already holds a server; the first start creates one, which takes seconds.
 
         Raises:
             UserError: the folder cannot be read (exit status 1).
@@ -159,7 +160,9 @@ class EmbeddedPostgres:
             return self._data.exists()
 
     def is_running(self) -> bool:
-        """Whether our server answers a SELECT to our password: a pid proves nothing, it may be a stranger's.
+        """Whether our server accepts our password and answers a SELECT.
+
+        A pid proves nothing, because another process may have it.
 
         Raises:
             UserError: the folder cannot be read (exit status 1).
@@ -172,8 +175,8 @@ class EmbeddedPostgres:
         if port is None:
             return _State.DOWN
         postgres_tools.ignore_libpq_variables()
-        # After a crash the port may be another server's: it must prove by SCRAM that it knows our password, and
-        # never gets to see it.
+        # After a crash, another server may have the port. SCRAM makes it prove that it knows our password, without
+        # showing it the password.
         target = make_conninfo(
             host=HOST,
             hostaddr=HOST,
@@ -192,8 +195,8 @@ class EmbeddedPostgres:
         except psycopg.Error:
             rejected = psycopg.pq.PGconn.ping(target.encode()) == psycopg.pq.Ping.REJECT
             return _State.STARTING if rejected else _State.DOWN
-        # A copy of the folder of a running server names that server and knows its password. A folder moved while
-        # its server runs is no longer where the server believes it to be.
+        # A copy of the folder of a running server names that server and has its password. If a folder is moved while
+        # its server runs, the server still reports the old place.
         served = Path(str(row[0])) if row else self._data
         return _State.RUNNING if not served.exists() or served.samefile(self._data) else _State.DOWN
 
@@ -204,9 +207,9 @@ class EmbeddedPostgres:
             return []
 
     def _claimant(self) -> tuple[int | None, bool]:
-        """Return the process that the pid file names, and whether it may be a server: ours, or a copied folder's."""
+        """Return the process named in the pid file, and whether it may be a server: ours, or a copied folder's."""
         lines = self._pid_file()
-        # A server for a single user writes its number with a minus.
+        # A single-user server writes its pid with a minus.
         first = lines[0].removeprefix("-") if lines else ""
         if not first.isdecimal():
             return None, False
@@ -226,7 +229,7 @@ class EmbeddedPostgres:
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[int]:
-        """Hold the lock of the folder; the kernel releases it when its holder dies, however that happens."""
+        """Hold the lock of the folder; the kernel releases it when its holder dies for any reason."""
         try:
             import fcntl
         except ImportError:
@@ -251,7 +254,7 @@ class EmbeddedPostgres:
             os.close(lock)
 
     def _initialise(self, lock: int) -> None:
-        """Run `initdb` beside `data/` and rename, so that `data/` is either complete or absent."""
+        """Run `initdb` beside `data/` and rename the result, so that `data/` is either complete or absent."""
         binaries = postgres_tools.binaries()
         if postgres_tools.UNSAFE_CHARACTERS & set(str(binaries)):
             raise self._error(
@@ -264,19 +267,19 @@ class EmbeddedPostgres:
         with os.fdopen(descriptor, "w", encoding="ascii") as file:
             file.write(secrets.token_urlsafe(32))
             file.flush()
-            # After a power failure nothing else can open a database whose password never reached the disk.
+            # If the password did not reach the disk before a power failure, nothing could open the database.
             os.fsync(descriptor)
         self._give_to_server_user()
         new = self._folder / "data.new"
         try:
-            # The lock is handed down: if we are killed, the next starter waits for the orphan instead of racing it.
+            # The child inherits the lock: if we are killed, the next starter waits for the orphan instead of racing it.
             result = self._run(
                 "initdb",
                 *("-D", new.name, "-U", SUPERUSER, f"--pwfile={self._password.name}"),
                 *("--auth-local=scram-sha-256", "--auth-host=scram-sha-256"),
                 *("--encoding=UTF8", "--locale=C", "--data-checksums", "--no-instructions"),
-                # Iterations slow down guessing, and nobody guesses 256 random bits. They are two thirds of what a
-                # connection costs, and Dagster opens one for each event that it stores.
+                # Iterations slow down guessing, but nobody can guess 256 random bits. They would cost two thirds of
+                # each connection, and Dagster opens one for each event that it stores.
                 *("-c", "scram_iterations=1"),
                 *MEMORY,
                 keep_open=(lock,),
@@ -309,18 +312,19 @@ class EmbeddedPostgres:
         self._read_password()
 
     def _launch(self, lock: int) -> bool:
-        """Start the server and wait until it lets us in; returns whether it was this call that started it."""
+        """Start the server and wait until it lets us in; return whether this call started it."""
         began, started, reason = time.monotonic(), False, ""
         while True:
             state = self._state()
             if state is _State.RUNNING:
                 return started
             if state is _State.DOWN:
-                # Another port each time: between our look and its bind somebody else may take it.
+                # A new port each time, since another process may take it before the server binds it.
                 log = self._folder / "log"
                 seen = log.stat().st_size if log.exists() else 0
-                # Postgres believes a number that some process has. We know better whether that may be a server, and
-                # say so as Patroni does: to remove the file would race with a server that is just starting.
+                # Postgres trusts a pid file if any process has its number. We know better whether that may be a server,
+                # and tell Postgres in the way Patroni does. Removing the file would race with a server that is just
+                # starting.
                 pid, may_serve = self._claimant()
                 result = self._run(
                     *("postgres", "-D", "data", "-p", str(_free_port()), *MEMORY),
@@ -337,18 +341,18 @@ class EmbeddedPostgres:
                 break
             time.sleep(POLL_SECONDS)
         if state is _State.STARTING:
-            raise self._error("is still recovering from a crash; that goes on by itself, try again in a few minutes.")
+            raise self._error("is still recovering from a crash. That continues by itself: try again in a few minutes.")
         hint = "Fix that and start again."
         pid, may_serve = self._claimant()
         if may_serve:
             hint = (
-                f"Process {pid}, the server of this folder or of the one it was copied from, runs and does not let us "
-                "in: stop that process and start again."
+                f"Process {pid}, the server of this folder or of the one it was copied from, is running and does not "
+                "let us in: stop that process and start again."
             )
         raise self._error(f"did not start: {reason or 'see its log'}. {hint} {_OTHERWISE}")
 
     def _server_account(self) -> Account | None:
-        """Return the user that Postgres runs as where it cannot be ours, because we are root."""
+        """If we are root, return the user that Postgres runs as; otherwise None."""
         if os.geteuid() != 0:
             return None
         status = self._folder.stat()
@@ -363,12 +367,12 @@ class EmbeddedPostgres:
         raise self._error("belongs to root, and Postgres does not run as root: run as an ordinary user instead.")
 
     def _give_to_server_user(self) -> None:
-        """As root, hand what root created in the folder to the server's user; parents are never touched."""
+        """As root, give files that root created in the folder to the server's user; never touch its parents."""
         user = self._server_account()
         if user is None:
             return
-        # Every file of a folder that root made or copied, otherwise only our own few; the folder comes last, so
-        # that an interrupted pass is repeated. Links that the server's user may have planted are left alone.
+        # If root made or copied the folder, take every file; otherwise only the few at its top. The folder comes last,
+        # so that an interrupted pass is repeated. Skip links, because the server's user may have planted them.
         everything = self._folder.stat().st_uid == 0
         for path in [*(self._folder.rglob("*") if everything else self._folder.iterdir()), self._folder]:
             status = path.lstat()
@@ -390,7 +394,7 @@ class EmbeddedPostgres:
 
     @contextlib.contextmanager
     def _one_sentence(self) -> Iterator[None]:
-        """Turn what the operating system refuses into one sentence; never a stack trace."""
+        """Turn a refusal of the operating system into one sentence instead of a stack trace."""
         try:
             yield
         except PermissionError:
@@ -417,7 +421,7 @@ def _sync(folder: Path) -> None:
 
 
 def _reason(*outputs: bytes) -> str:
-    """Return the first message of an error, whose consequences follow it, with its hint; or else the last line at all.
+    """Return the first error with its hint, since later errors are consequences; if there is none, the last line.
 
     Our settings keep values out of these lines.
     """

@@ -1,7 +1,7 @@
-"""The binaries of the embedded Postgres: where they are, how they run, and which process is one of theirs.
+"""The binaries of the embedded Postgres: where they are, how they run, and which processes are theirs.
 
-Belongs here: the wheel, the user, the environment and the memory that a tool gets. Does not belong here: what the
-tools are used for.
+Belongs here: the wheel, and the user, environment and memory that a tool gets. Does not belong here: the use of the
+tools.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ import psycopg
 from scenario_pipeline.errors import UserError
 from scenario_pipeline.storage import tool_process
 
-# The wheel brings two versions; a data folder belongs to one major version for good.
+# The wheel includes two versions; a data folder belongs to one major version for good.
 MAJOR = "18"
-# Longer than a start without crash recovery takes; after that the server goes on by itself.
+# Longer than a start without crash recovery takes; after that, the server continues by itself.
 START_SECONDS = 60
-# `initdb` chooses POSIX shared memory, which lies in /dev/shm: 64 MB in a container, and often less. Where /dev/shm is
-# missing it takes System V's itself, which Postgres needs for its interlock anyway. macOS allows 4 MB of that.
+# `initdb` chooses POSIX shared memory in /dev/shm, which has 64 MB in a container and often less. If /dev/shm is
+# missing, it chooses System V memory itself, which Postgres needs for its interlock anyway. macOS allows 4 MB of that.
 MEMORY = ("-c", "dynamic_shared_memory_type=sysv") if sys.platform == "linux" else ()
 # `initdb` calls `postgres` through a shell, with the path in double quotes.
 UNSAFE_CHARACTERS = frozenset('"$`')
-# Two clocks are compared: the server's when it wrote its pid file, the kernel's when the process began.
+# Two clocks are compared: the server's when it wrote its pid file, and the kernel's when the process started.
 _SAME_MOMENT_SECONDS = 3
-# Variables that libpq reads apart from the parameters of a connection: chapter "Environment Variables" of its manual,
-# and PGREQUIRESSL, which it still understands.
+# Variables that libpq reads besides connection parameters: see the chapter "Environment Variables" of its manual. It
+# also still understands PGREQUIRESSL.
 _FURTHER_VARIABLES = "PGSERVICEFILE PGSYSCONFDIR PGLOCALEDIR PGREQUIRESSL PGTZ PGDATESTYLE PGGEQO PGOAUTHDEBUG"
 
 
@@ -45,7 +45,7 @@ class Account:
 
 
 class NotPermittedError(Exception):
-    """This process may not start a tool as that user, or the user cannot reach the folders."""
+    """This process may not start a tool as that user, or that user cannot reach the folders."""
 
 
 def binaries() -> Path:
@@ -75,22 +75,22 @@ def run(
     ignored_pid: int | None = None,
     keep_open: tuple[int, ...] = (),
 ) -> subprocess.CompletedProcess[bytes]:
-    """Run a tool of Postgres in a folder, away from our terminal and without our environment.
+    """Run a Postgres tool in a folder, detached from our terminal and without our environment.
 
     Args:
         tool: `initdb`, `pg_ctl` or `postgres`.
-        arguments: of the tool; paths in them are relative to the folder.
-        folder: where it works.
+        arguments: its arguments; paths are relative to the folder.
+        folder: its working directory.
         account: the user that it runs as; None for our own.
-        log: the tool is a server: return once it lets clients in, and let it write to this file from then on.
-        ignored_pid: a process that the server shall not take for another server of its folder.
-        keep_open: descriptors that stay open until the tool ends; for a server, until it lets clients in.
+        log: set if the tool is a server, which writes to this file; the call returns once it lets clients in.
+        ignored_pid: a process that the server must not mistake for another server of its folder.
+        keep_open: descriptors that stay open until the tool ends or, for a server, until it lets clients in.
 
     Returns:
-        The exit status and what the tool wrote to stderr.
+        The exit status, and what the tool wrote to stderr.
 
     Raises:
-        NotPermittedError: root may not become that user here, or cannot let it into the folders.
+        NotPermittedError: root may not become that user here, or cannot give it access to the folders.
         UserError: the wheel is not installed (exit status 1).
     """
     command = [str(binaries() / tool), *arguments]
@@ -122,7 +122,7 @@ def run(
 
 
 def is_reachable(targets: tuple[Path, ...], account: Account) -> bool:
-    """Return whether a user without further groups may enter every folder down to the targets, by their mode bits."""
+    """Return whether, by the mode bits, a user with one group may enter every folder down to the targets."""
     for path in {step for target in targets for step in (target, *target.parents)}:
         status = path.stat()
         shift = 6 if status.st_uid == account.uid else 3 if status.st_gid == account.gid else 0
@@ -134,13 +134,13 @@ def is_reachable(targets: tuple[Path, ...], account: Account) -> bool:
 def may_serve(pid: int, data: Path, started_at: float) -> bool:
     """Return whether a process may be the server that wrote the pid file of a data folder.
 
-    Numbers of processes are used again, soonest after a restart of a machine or a container. A server works in its
-    data folder. The server of a folder that was copied works elsewhere, and is known by its age.
+    Process numbers are reused, soonest after a restart of a machine or a container. A server works in its data folder.
+    The server of a copied folder works elsewhere, and is recognised by its start time.
 
     Args:
         pid: the process that the pid file names.
         data: the data folder.
-        started_at: seconds since the epoch, from the pid file; 0 if it does not say.
+        started_at: seconds since the epoch, from the pid file; 0 if it has none.
     """
     try:
         process = psutil.Process(pid)
@@ -152,15 +152,15 @@ def may_serve(pid: int, data: Path, started_at: float) -> bool:
     except (psutil.NoSuchProcess, FileNotFoundError):
         return False
     except (psutil.AccessDenied, OSError):
-        # Nobody can tell. Postgres then decides by the number alone.
+        # This cannot be found out. Postgres then decides by the number alone.
         return True
 
 
 def ignore_libpq_variables() -> None:
-    """Take out of this process, and of those it starts, every variable that libpq reads.
+    """Remove every variable that libpq reads from this process, and so from those that it starts.
 
-    Most of them a URL could overrule. PGSERVICE, PGTZ and PGDATESTYLE it cannot: libpq fails on an unknown service, and
-    sends the other two as parameters that win over `options`.
+    A URL could override most of them, but not PGSERVICE, PGTZ and PGDATESTYLE. libpq fails on an unknown service, and
+    sends the other two as parameters that override `options`.
     """
     named = {option.envvar.decode() for option in psycopg.pq.Conninfo.get_defaults() if option.envvar}
     for name in named.union(_FURTHER_VARIABLES.split()):

@@ -1,11 +1,11 @@
-"""Why a connection to a database could not be made: which reason it is, in our own words, and what to do.
+"""Why a connection to a database failed: the reason in our own words, and what to do.
 
-Belongs here: the closed list of reasons, and the facts that tell them apart. Does not belong here: connecting
-(`database`), or what fails on a connection that was made (`errors`).
+Belongs here: the closed list of reasons, and the facts that distinguish them. Does not belong here: connecting
+(`database`), or failures on an open connection (`errors`).
 
-libpq gives no SQLSTATE for what a server says while connecting, and the server says it in its own language. So a
-refusal is asked for once more with libpq's trace, which holds the SQLSTATE; libpq's own failures have only a text,
-which is in English and is compared with a list. Nothing of either text is passed on.
+While connecting, libpq gives no SQLSTATE for a message of the server, which may be in any language. So the connection
+is tried once more with libpq's trace, which contains the SQLSTATE. libpq's own failures have only a text, which is in
+English and is compared with a list. No part of either text is passed on.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from psycopg import pq
 
 from scenario_pipeline.errors import ErrorInfo, ErrorType, NoConnectionError
 
-# A server that has just refused a connection refuses the next one in milliseconds.
+# A server that has just refused a connection refuses the next one within milliseconds.
 PROBE_SECONDS = 2.0
 
 
 class Reason(Enum):
-    """Why there is no connection: the type of failure, the sentence and the remedy, in which a variable is `{name}`."""
+    """Why there is no connection: type of failure, sentence, and remedy with `{name}` for the variable."""
 
     NO_SUCH_HOST = (
         ErrorType.NETWORK,
@@ -46,7 +46,7 @@ class Reason(Enum):
     )
     UNREACHABLE = (
         ErrorType.NETWORK,
-        "the network has no way to the host of the database",
+        "the network has no route to the host of the database",
         "pg_isready {address}",
     )
     TIMEOUT = (
@@ -56,7 +56,7 @@ class Reason(Enum):
     )
     CLOSED = (
         ErrorType.NETWORK,
-        "the server closed the connection before it was made",
+        "the server closed the connection before it was established",
         "pg_isready {address}",
     )
     NOT_POSTGRES = (
@@ -67,11 +67,11 @@ class Reason(Enum):
     NOT_READY = (
         ErrorType.NETWORK,
         "the server is starting up or shutting down",
-        "scenario-pipeline doctor, once more when the server is up",
+        "scenario-pipeline doctor, again when the server is up",
     )
     TOO_MANY = (
         ErrorType.DATABASE,
-        "the server has too many connections already",
+        "the server already has too many connections",
         "raise max_connections or the role's CONNECTION LIMIT, or set {name} to a pooler",
     )
     WRONG_PASSWORD = (
@@ -86,12 +86,12 @@ class Reason(Enum):
     )
     NO_SUCH_DATABASE = (
         ErrorType.DATABASE,
-        "the server has no database of this name",
+        "the server has no database with this name",
         "CREATE DATABASE ..., on the server; or correct the database in {name}",
     )
     NO_SUCH_ROLE = (
         ErrorType.DATABASE,
-        "the server has no role of this name that may log in",
+        "the server has no role with this name that may log in",
         "ALTER ROLE ... LOGIN, on the server; or correct the user in {name}",
     )
     NOT_ADMITTED = (
@@ -106,7 +106,7 @@ class Reason(Enum):
     )
     OTHER_USER = (
         ErrorType.DATABASE,
-        "the server does not take this user of the operating system, or its certificate, for this role",
+        "the server does not accept this operating-system user, or its certificate, for this role",
         "give the role a password and a line in pg_hba.conf, or correct the user in {name}",
     )
     NO_CONNECT_RIGHT = (
@@ -116,7 +116,7 @@ class Reason(Enum):
     )
     NO_CONNECTIONS_ALLOWED = (
         ErrorType.DATABASE,
-        "the database does not take connections",
+        "the database does not accept connections",
         "ALTER DATABASE ... ALLOW_CONNECTIONS true, on the server",
     )
     OPTION_REFUSED = (
@@ -126,38 +126,38 @@ class Reason(Enum):
     )
     POOLER_REFUSES_OPTIONS = (
         ErrorType.DATABASE,
-        "the pooler refuses a parameter that the session starts with",
+        "the pooler refuses a startup parameter of the session",
         "ignore_startup_parameters = options, in pgbouncer.ini; ALTER ROLE ... SET row_security = off, on the server",
     )
     POOLER_DOES_NOT_KNOW = (
         ErrorType.DATABASE,
         "the pooler does not know this user or this database",
-        "correct the user in {name}: a pooler of many projects wants the project in it, as in postgres.project",
+        "correct the user in {name}: a pooler of many projects needs the project in it, as in postgres.project",
     )
     NO_TLS = (
         ErrorType.DATABASE,
-        "the server has no TLS, and sslmode asks for it",
+        "the server has no TLS, and sslmode requires it",
         "ssl = on, in postgresql.conf of the server; or set sslmode=prefer in {name}",
     )
     NO_ROOT_CERTIFICATE = (
         ErrorType.DATABASE,
-        "the root certificate that the server is checked with does not exist",
+        "the root certificate for checking the server does not exist",
         "set sslrootcert in {name} to the file of the certificate authority, or to system",
     )
     UNKNOWN_AUTHORITY = (
         ErrorType.DATABASE,
-        "the server's certificate does not fit the root certificate",
+        "the server's certificate does not match the root certificate",
         "set sslrootcert in {name} to the certificate authority that signed it, or renew what has expired",
     )
     OTHER_HOST = (
         ErrorType.DATABASE,
         "the server's certificate is for another host name",
-        "write the host in {name} as the certificate has it, or set sslmode=verify-ca",
+        "write the host in {name} as it is in the certificate, or set sslmode=verify-ca",
     )
     CLIENT_CERTIFICATE = (
         ErrorType.DATABASE,
-        "the certificate or key that this client shows could not be used",
-        "correct sslcert and sslkey in {name}: the key is readable for its owner only",
+        "the certificate or key of this client could not be used",
+        "correct sslcert and sslkey in {name}: only its owner may read the key",
     )
     TLS_FAILED = (
         ErrorType.DATABASE,
@@ -171,7 +171,7 @@ class Reason(Enum):
     )
     NO_SUCH_SESSION = (
         ErrorType.NETWORK,
-        "no host of the database is what target_session_attrs asks for",
+        "no host of the database is what target_session_attrs requires",
         "add the primary to the hosts in {name}",
     )
     NO_SERVICE = (
@@ -181,7 +181,7 @@ class Reason(Enum):
     )
     BAD_VALUE = (
         ErrorType.DATABASE,
-        "a parameter of the connection string has a value that libpq does not take",
+        "a parameter of the connection string has a value that libpq does not accept",
         "correct the parameters in {name}: psql says which one it is",
     )
     UNKNOWN = (
@@ -194,7 +194,8 @@ class Reason(Enum):
         self.error_type, self.sentence, self.remedy = error_type, sentence, remedy
 
 
-# How libpq's texts begin, and psycopg's for what it does before libpq; what a server says begins with its severity.
+# How the messages of libpq begin, and those of psycopg before it calls libpq. A server's message begins with its
+# severity.
 _TEXTS = tuple(
     (re.compile(pattern), reason)
     for pattern, reason in (
@@ -226,7 +227,8 @@ _TEXTS = tuple(
 )
 _BEGINNING = re.compile(r'connection to server (?:at|on socket) ".*?"(?: \([^)]*\))?(?:, port \d+)? failed: ')
 _OTHER_BEGINNING = re.compile(r"connection (?:failed|is bad): ")
-# See the manual, appendix A, for the codes. The routine tells apart what shares one; it is the same in every language.
+# The codes are in the manual, appendix A. The routine distinguishes reasons that share a code; it is the same in every
+# language.
 _STATES = {
     "28P01": Reason.WRONG_PASSWORD,
     "3D000": Reason.NO_SUCH_DATABASE,
@@ -247,7 +249,7 @@ _ROUTINES = {
     ("28000", "auth_failed"): Reason.OTHER_USER,
     ("28000", "ClientAuthentication"): Reason.NOT_ADMITTED,
 }
-# Poolers name no routine and give many things one code, but they speak English only.
+# Poolers name no routine and use one code for many reasons, but their messages are always in English.
 _POOLERS = tuple(
     (re.compile(pattern, re.IGNORECASE), reason)
     for pattern, reason in (
@@ -259,7 +261,7 @@ _POOLERS = tuple(
         (r"pooler is shut|shutting down|server login|connect failed|query_wait_timeout", Reason.NOT_READY),
     )
 )
-# What libpq's trace writes for a server's refusal; the text and the user's names in it may hold anything.
+# What libpq's trace writes for a server's refusal; its text, with names from the user, may hold anything.
 _ERROR_RESPONSE = re.compile(
     r'\tErrorResponse\t S ".*?"(?: V "[A-Z]+")? C "(?P<state>[0-9A-Z]{5})" M "(?P<text>.*?)"'
     r'(?= [A-Za-z] "| \\x00)(?:.*? R "(?P<routine>\w+)" \\x00)?',
@@ -268,8 +270,8 @@ _ERROR_RESPONSE = re.compile(
 
 
 @dataclass(frozen=True)
-class _Said:
-    """What a server said when it refused a connection."""
+class _Refusal:
+    """The message with which a server refused a connection."""
 
     state: str
     text: str
@@ -278,18 +280,18 @@ class _Said:
 
 
 def explained(exc: Exception, conninfo: str) -> NoConnectionError:
-    """Return the failure of a connection attempt as one that says why, and nothing of what was said.
+    """Return the failure of a connection attempt with its reason, and with no foreign text.
 
     Args:
         exc: what psycopg raised.
-        conninfo: what it was raised for; it is tried once more where the server itself refused.
+        conninfo: the connection string; it is tried once more if the server itself refused.
     """
     reason = _reason_of_text(exc)
-    said = None
+    refusal = None
     if reason is None:
-        said = _asked_again(conninfo)
-        reason = Reason.UNKNOWN if said is None else _reason_of(said)
-    state = None if said is None else said.state
+        refusal = _refusal_of(conninfo)
+        reason = Reason.UNKNOWN if refusal is None else _reason_of(refusal)
+    state = None if refusal is None else refusal.state
     sentence = f"{reason.sentence} with SQLSTATE {state}" if reason is Reason.UNKNOWN and state else reason.sentence
     return NoConnectionError(ErrorInfo(reason.error_type, sentence, state), reason.remedy)
 
@@ -298,29 +300,29 @@ def _reason_of_text(exc: Exception) -> Reason | None:
     match exc:
         case psycopg.errors.ConnectionTimeout():
             return Reason.TIMEOUT
-        case UnicodeError():  # a host's name with an empty label, or with one of more than 63 characters
+        case UnicodeError():  # a host name with an empty label, or one of more than 63 characters
             return Reason.NO_SUCH_HOST
         case psycopg.ProgrammingError():
             return Reason.BAD_VALUE
         case _:
-            # Of several hosts, and of several tries with one, the last one's text; psycopg appends those of all hosts.
+            # After several hosts or attempts, the text of the last one counts; psycopg appends those of all hosts.
             last, _, _ = str(exc).partition("\nMultiple connection attempts failed.")
             text = _OTHER_BEGINNING.sub("", _BEGINNING.split(last)[-1], count=1)
             return next((reason for pattern, reason in _TEXTS if pattern.match(text)), None)
 
 
-def _reason_of(said: _Said) -> Reason:
-    if said.routine is None:
-        known = next((reason for pattern, reason in _POOLERS if pattern.search(said.text)), None)
-        return known or _STATES.get(said.state, Reason.UNKNOWN)
-    reason = _ROUTINES.get((said.state, said.routine)) or _STATES.get(said.state, Reason.UNKNOWN)
-    if reason is Reason.NOT_ADMITTED and said.without_tls:
+def _reason_of(refusal: _Refusal) -> Reason:
+    if refusal.routine is None:
+        known = next((reason for pattern, reason in _POOLERS if pattern.search(refusal.text)), None)
+        return known or _STATES.get(refusal.state, Reason.UNKNOWN)
+    reason = _ROUTINES.get((refusal.state, refusal.routine)) or _STATES.get(refusal.state, Reason.UNKNOWN)
+    if reason is Reason.NOT_ADMITTED and refusal.without_tls:
         return Reason.TLS_REQUIRED
     return reason
 
 
-def _asked_again(conninfo: str) -> _Said | None:
-    """Try once more to connect, and return the server's last refusal; None where it gave none, or cannot be traced."""
+def _refusal_of(conninfo: str) -> _Refusal | None:
+    """Try once more to connect, and return the server's last refusal; None if there was none, or no trace."""
     try:
         descriptor = os.memfd_create("libpq-trace")  # it may hold a password, so it must never reach a disk
     except (AttributeError, OSError):
@@ -335,7 +337,7 @@ def _asked_again(conninfo: str) -> _Said | None:
         finally:
             connection.finish()
         trace = os.pread(descriptor, os.fstat(descriptor).st_size, 0).decode(errors="replace")
-    except (psycopg.Error, OSError, ValueError):  # libpq is too old to trace; a socket that has been closed
+    except (psycopg.Error, OSError, ValueError):  # libpq is too old to trace; the socket has been closed
         return None
     finally:
         os.close(descriptor)
@@ -344,19 +346,19 @@ def _asked_again(conninfo: str) -> _Said | None:
         return None
     state, text, routine = found[-1].group("state", "text", "routine")
     without_tls = not is_local and "\tSSLRequest\t" not in trace
-    return _Said(state, text, routine, without_tls)
+    return _Refusal(state, text, routine, without_tls)
 
 
 def _finish(connection: pq.abc.PGconn, until: float) -> None:
-    """Let libpq connect until it has, cannot or must not any longer."""
+    """Let libpq connect until it succeeds, fails or runs out of time."""
     status = pq.PollingStatus.WRITING
     while connection.status != pq.ConnStatus.BAD and time.monotonic() < until:
         waiting = [connection.socket]
-        left = max(until - time.monotonic(), 0)
+        seconds = max(until - time.monotonic(), 0)
         if status == pq.PollingStatus.WRITING:
-            select.select([], waiting, [], left)
+            select.select([], waiting, [], seconds)
         elif status == pq.PollingStatus.READING:
-            select.select(waiting, [], [], left)
+            select.select(waiting, [], [], seconds)
         else:
             return
         status = pq.PollingStatus(connection.connect_poll())

@@ -1,7 +1,7 @@
 """The roles of an installation and what each may do (contract section 2; docs/how-to/install.md).
 
-Belongs here: the grants, told once for whoever gives them and whoever looks whether they are there. Does not belong
-here: making the roles, which is `roles.sql`'s, since an administrator may have to run it.
+Belongs here: the grants, stated once for the code that gives them and the code that checks them. Does not belong here:
+creating the roles, which is in `roles.sql`, since an administrator may have to run it.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from scenario_pipeline.storage.tables import SCHEMA, metadata, source_metadata
 OWNER, SCHEDULER, READER = "scenario_owner", "scenario_scheduler", "scenario_reader"
 ROLES = (OWNER, SCHEDULER, READER)
 ROLES_FILE = Path(__file__).parent / "roles.sql"
-# Names, addresses and numbers of people: no role but the owner may read them.
+# Names, addresses and telephone numbers of people: no role but the owner may read them.
 PERSONAL_COLUMNS = ("full_name", "email", "phone")
 VERSION_TABLE = "alembic_version"
 SOURCE_TABLES = ("organisations", "peer_mentors", "mentor_activities", "mentor_certifications")
-# What is evaluated, as it comes with the project; a user may put other tables behind the views.
+# The tables that are evaluated and come with the project; a user may put others behind the views.
 SOURCE = frozenset({*SOURCE_TABLES, *(view.name for view in source_metadata.tables.values())})
-# They act with the owner's rights, and so are closed to everybody who is not named. `request_scheduler_run` is too, but
-# who asks for runs is a clock's role, which the installation chooses.
+# They act with the owner's rights, so only the named roles may call them. The same holds for `request_scheduler_run`,
+# but the role of the clock that requests runs is chosen by the installation.
 SCHEDULERS_FUNCTIONS = (
     "active_mentors(date, uuid[])",
     "activities_plan()",
@@ -40,10 +40,10 @@ class Grant:
     """One privilege that a role needs on one table or view.
 
     Attributes:
-        role: who needs it.
+        role: the role that needs it.
         privilege: `SELECT`, `INSERT` or `UPDATE`.
         relation: table or view of the schema `scenario`.
-        columns: the columns it is limited to; empty for all.
+        columns: the columns to which it is limited; empty for all.
     """
 
     role: str
@@ -59,7 +59,7 @@ class Grant:
 def _grants() -> Iterator[Grant]:
     for view in source_metadata.tables.values():
         yield Grant(SCHEDULER, "SELECT", view.name)
-    # The views read with the rights of whoever asks.
+    # The views read with the rights of the role that queries them.
     for table in SOURCE_TABLES:
         columns = tuple(column.name for column in metadata.tables[f"{SCHEMA}.{table}"].columns)
         open_ones = tuple(name for name in columns if name not in PERSONAL_COLUMNS)
@@ -94,7 +94,7 @@ GRANTS = tuple(_grants())
 
 
 def may_create_roles(connection: Connection) -> bool:
-    """Whether the current role may create others."""
+    """Whether the current role may create roles."""
     statement = text("SELECT rolsuper OR rolcreaterole FROM pg_roles WHERE rolname = current_user")
     return bool(connection.execute(statement).scalar_one())
 
@@ -106,21 +106,21 @@ def may_upgrade(connection: Connection) -> bool:
 
 
 def create_roles(connection: Connection) -> None:
-    """Create those of the roles that are missing, as an administrator would with `roles.sql`."""
+    """Create the missing roles, as an administrator would with `roles.sql`."""
     connection.execute(text(ROLES_FILE.read_text(encoding="utf-8")))
 
 
 def existing_roles(connection: Connection) -> list[str]:
-    """Return which of the three roles the server has."""
+    """Return which of the three roles exist on the server."""
     statement = text("SELECT rolname FROM pg_roles WHERE rolname = ANY (:names) ORDER BY rolname")
     return list(connection.execute(statement, {"names": list(ROLES)}).scalars())
 
 
 def become_owner(connection: Connection) -> None:
-    """Go on as the owner of the schema until the transaction ends, and hand the schema to `scenario_owner` first.
+    """Give the schema to `scenario_owner`, and act as its owner until the transaction ends.
 
-    Only what the current role made itself is handed over, and only if it may act as `scenario_owner`: whoever upgrades
-    without that right stays the owner.
+    Only objects that the current role created are given away, and only if it may act as `scenario_owner`. A role that
+    upgrades without that right remains the owner.
     """
     connection.execute(text(_HAND_OVER))
     owner = connection.execute(
@@ -157,7 +157,7 @@ END $$
 
 
 def lacks(connection: Connection, role: str, needed: Grant) -> bool:
-    """Whether a role may not do what a grant would let it do; also if the table or view does not exist."""
+    """Whether a role lacks the privilege of a grant; also true if the table or view does not exist."""
     statement = text(
         "SELECT coalesce(bool_and(coalesce(CASE WHEN name = '' THEN has_table_privilege(:role, c.oid, :privilege) "
         "ELSE has_column_privilege(:role, c.oid, name, :privilege) END, false)), false) "
@@ -174,21 +174,21 @@ def lacks(connection: Connection, role: str, needed: Grant) -> bool:
 
 
 def may_execute(connection: Connection, role: str, function: str) -> bool:
-    """Whether a role may call a function of the schema, which is given with the types of its arguments."""
+    """Whether a role may call a function of the schema, given as name and argument types."""
     statement = text("SELECT coalesce(has_function_privilege(:role, to_regprocedure(:function), 'EXECUTE'), false)")
     parameters = {"role": role, "function": f"{SCHEMA}.{function}"}
     return bool(connection.execute(statement, parameters).scalar_one())
 
 
 def grant(connection: Connection, scheduler_functions: Sequence[str]) -> None:
-    """Give the roles that exist what they lack; the current role owns the schema.
+    """Give existing roles the privileges that they lack; the current role owns the schema.
 
-    What is there is left alone, so that an upgrade with nothing to do takes no lock. So is a view that somebody else
-    owns: only its owner can grant on it.
+    Existing grants are not repeated, so an upgrade with nothing to do takes no lock. A view with another owner is
+    skipped, because only its owner can grant on it.
 
     Args:
         connection: inside a transaction.
-        scheduler_functions: further functions of the schema, with the types of their arguments, for the scheduler.
+        scheduler_functions: further functions of the schema for the scheduler, as name and argument types.
     """
     existing = existing_roles(connection)
     owned = text(

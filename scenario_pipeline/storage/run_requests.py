@@ -1,6 +1,6 @@
-"""Runs asked for by `scenario.request_scheduler_run` (contract section 8).
+"""Runs requested through `scenario.request_scheduler_run` (contract section 8).
 
-Belongs here: reading what is open, and noting what became of it. Does not belong here: launching (`defs.sensors`).
+Belongs here: reading open requests, and recording their outcome. Does not belong here: launching (`defs.sensors`).
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ class SchedulerRunRequest:
     """One request that has no run yet.
 
     Attributes:
-        id: of its row.
-        requested_at: when it was made; a request without a date means the date of this moment.
+        id: the id of its row.
+        requested_at: when it was made; without `evaluation_date`, the date of this moment is evaluated.
         evaluation_date: the date to evaluate, or None.
         scenario_types: scenarios to evaluate; empty for all installed.
         organisation_ids: organisations to evaluate; empty for all.
@@ -57,7 +57,7 @@ def open_requests(connection: Connection, limit: int) -> list[SchedulerRunReques
 
 
 def close_request(connection: Connection, request_id: str, *, invocation_id: str | None, refusal: str | None) -> None:
-    """Note what became of a request: which run was launched for it, or why none ever is."""
+    """Record the outcome of a request: the run launched for it, or why there will be none."""
     table = scheduler_run_requests
     connection.execute(
         update(table).where(table.c.id == request_id).values(invocation_id=invocation_id, refusal=refusal)

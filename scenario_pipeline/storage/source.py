@@ -1,7 +1,7 @@
-"""The source: what an evaluation reads of an organisation's own data (contract section 2).
+"""The source: the part of an organisation's own data that an evaluation reads (contract section 2).
 
-Belongs here: the four views, whether they fit, and the way to them: the views themselves or, where row-level security
-keeps the role from their tables, functions with the owner's rights. Does not belong here: what is due.
+Belongs here: the four views, whether they fit, and how a role reads them. It reads the views themselves or, if
+row-level security restricts the role, functions with the owner's rights. Does not belong here: what is due.
 """
 
 from __future__ import annotations
@@ -47,17 +47,16 @@ class Access(Enum):
 
 
 def access_of(connection: Connection) -> Access:
-    """Return how this connection's role reads the source; asked once a connection.
+    """Return how this connection's role reads the source; determined once for each connection.
 
-    A role that policies may hold for takes the functions if it may call them. Whatever it may not see all of is an
-    error of the statement that reads it, since `row_security` is off in every session: rows are never left out
-    silently.
+    A role to which policies may apply uses the functions if it may call them. Rows are never left out silently: since
+    `row_security` is off in every session, a statement that reads a table with hidden rows fails.
 
     Raises:
-        SystemicError: `row_security` is on in this session, so that a policy could hide rows.
+        SystemicError: `row_security` is on in this session, so a policy could hide rows.
     """
     if _ACCESS not in connection.info:
-        # Looked up in the catalog: asking the views themselves would wait for whoever has locked their tables.
+        # Looked up in the catalog, because reading the views would wait for any session that has locked their tables.
         passes_policies, may_call, row_security = connection.execute(_RIGHTS).one()
         if row_security != "off":
             raise SystemicError(_OPTIONS_IGNORED)
@@ -67,13 +66,13 @@ def access_of(connection: Connection) -> Access:
 
 
 _ACCESS = "scenario_access"
-# Some poolers drop what a session starts with, or hand on a session that somebody has changed.
+# Some poolers drop the startup options of a session, or pass on a session that another client has changed.
 _OPTIONS_IGNORED = ErrorInfo(
     ErrorType.DATABASE,
     "row_security is on in this session, which was started with off: "
     "where a pooler has dropped the options of a session, run ALTER ROLE ... SET row_security = off",
 )
-# A mentor whom a view returns twice would be counted twice and told once.
+# A mentor whom a view returns twice would be counted twice, but notified once.
 AMBIGUOUS = ErrorInfo(
     ErrorType.DATABASE, "the view scenario.source_mentors has a mentor twice or without id: define the view again"
 )
@@ -86,7 +85,7 @@ _RIGHTS = text(
 
 
 def misfits(connection: Connection) -> Iterator[str]:
-    """Yield one sentence for each view, and each column of one, that is missing or has another type than it must."""
+    """Yield one sentence for each view or column that is missing, and each column with the wrong type."""
     rows = connection.execute(
         text(
             "SELECT c.relname, a.attname, a.atttypid AS oid, CASE nspname WHEN 'pg_catalog' "
@@ -109,26 +108,26 @@ def misfits(connection: Connection) -> Iterator[str]:
             actual = found[view.name].get(wanted.name)
             if actual is None:
                 yield f"the view {view.fullname} has no column {wanted.name}, which must be {needed}"
-            # By number: how a type's name is written depends on settings of the session and on its search path.
+            # By number, because the written name of a type depends on the session's settings and search path.
             elif actual.oid != postgres.types[needed].oid:
                 yield f"the column {wanted.name} of the view {view.fullname} is {actual.type}, and must be {needed}"
 
 
 def check_views(connection: Connection) -> None:
-    """Refuse views that do not fit: a run over them would fail in the middle, or match nobody.
+    """Refuse views that do not fit: a run would fail midway, or match nobody.
 
     Raises:
-        SystemicError: with a sentence that names the first view and column.
+        SystemicError: the message names the first view and column.
     """
     for sentence in misfits(connection):
         raise SystemicError(ErrorInfo(ErrorType.DATABASE, f"{sentence}: define the view again"))
 
 
 def check_functions(connection: Connection) -> None:
-    """Refuse functions that would leave out what a policy hides from their owner.
+    """Refuse functions that would leave out rows which a policy hides from their owner.
 
     Raises:
-        SystemicError: with a sentence that names the first one.
+        SystemicError: the message names the first one.
     """
     statement = text(
         "SELECT proname FROM pg_proc WHERE pronamespace = to_regnamespace(:schema) AND prosecdef "
@@ -141,7 +140,7 @@ def check_functions(connection: Connection) -> None:
 
 
 def reads_bundled_tables(connection: Connection) -> bool:
-    """Whether all four views read the tables that come with the project, and nothing else."""
+    """Whether all four views read only the tables that come with the project."""
     statement = text(
         "SELECT count(DISTINCT v.oid) FROM pg_class v JOIN pg_rewrite r ON r.ev_class = v.oid "
         "JOIN pg_depend d ON d.objid = r.oid AND d.classid = 'pg_rewrite'::regclass "
@@ -156,21 +155,21 @@ def reads_bundled_tables(connection: Connection) -> bool:
 
 
 def mentors(access: Access, mentor_ids: ColumnElement[Any]) -> FromClause:
-    """Return what has the columns of `source_mentors` and a row for each of these mentors that exists, or more."""
+    """Return a relation with the columns of `source_mentors` and at least these mentors, as far as they exist."""
     if access is Access.VIEWS:
         return source_mentors
     return called("mentors_of", "mentors", source_mentors.columns, mentor_ids)
 
 
 def organisations(access: Access, organisation_ids: Collection[str]) -> FromClause:
-    """Return what has the columns of `source_organisations` and a row for each of these that exists, or more."""
+    """Return a relation with the columns of `source_organisations` and at least these, as far as they exist."""
     if access is Access.VIEWS:
         return source_organisations
     return called("organisations_of", "organisations", source_organisations.columns, keys(organisation_ids))
 
 
 def active_mentors(access: Access, evaluation_date: date, organisation_ids: Collection[str]) -> FromClause:
-    """Return what has a column `id` and a row for each mentor to evaluate on a date; no organisations mean all."""
+    """Return a relation of the ids of the mentors to evaluate on a date; no organisations means all."""
     if access is Access.FUNCTIONS:
         wanted = (literal(evaluation_date), keys(organisation_ids))
         return called("active_mentors", "active", [source_mentors.c.id], *wanted)
@@ -182,24 +181,24 @@ def active_mentors(access: Access, evaluation_date: date, organisation_ids: Coll
 
 
 def keys(values: Collection[str]) -> ColumnElement[Any]:
-    """Return ids as an array of Postgres."""
+    """Return ids as a Postgres array."""
     return cast(list(values), ARRAY(_KEY))
 
 
 def called(name: str, alias: str, columns: Iterable[ColumnClause[Any]], *arguments: ColumnElement[Any]) -> FromClause:
-    """Return what a set-returning function of the schema returns, under the names and types of `columns`."""
+    """Return the rows of a set-returning function of the schema, with the names and types of `columns`."""
     function = getattr(func.scenario, name)(*arguments)
     found: FromClause = function.table_valued(*(column(c.name, c.type) for c in columns), name=alias)
     return found
 
 
 def unknown_organisations(connection: Connection, organisation_ids: tuple[str, ...]) -> list[str]:
-    """Return those of the ids that are no organisation."""
+    """Return those ids that belong to no organisation."""
     return sorted(set(organisation_ids) - organisation_names(connection, organisation_ids).keys())
 
 
 def organisations_of(connection: Connection, mentor_ids: Sequence[str]) -> dict[str, str]:
-    """Return the organisation of each of these mentors who is active."""
+    """Return the organisation of each active mentor among these."""
     asked = keys(mentor_ids)
     mentor = mentors(access_of(connection), asked)
     statement = select(mentor.c.id, mentor.c.organisation_id).where(
@@ -224,7 +223,7 @@ MATCH_COLUMNS = (
 )
 
 
-# Postgres cuts longer names, two of them perhaps to the same.
+# Postgres truncates longer names, and two of them could become equal.
 _MAX_IDENTIFIER = 63
 
 

@@ -1,6 +1,6 @@
-"""The process that becomes a tool of Postgres: another user, another environment, its own session.
+"""The process that becomes a Postgres tool, with another user, another environment and its own session.
 
-Belongs here: what happens between fork and exec. It runs as a script, `python -I -S tool_process.py ORDER COMMAND...`,
+Belongs here: the steps between fork and exec. It runs as a script, `python -I -S tool_process.py ORDER COMMAND...`,
 because a process with threads must not run Python code there. Does not belong here: which tool runs, and why.
 """
 
@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any, NoReturn
 
-# Exit status of this script where it may not become that user, or may not take the capability along.
+# Exit status of this script if it may not become that user, or may not keep the capability.
 NOT_PERMITTED = 125
 _POLL_SECONDS = 0.02
 
@@ -21,24 +21,25 @@ _POLL_SECONDS = 0.02
 _PR_SET_SECUREBITS, _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE = 28, 47, 2
 _NO_SETUID_FIXUP = 1 << 2
 _CAPABILITY_VERSION_3 = 0x20080522
-# CAP_DAC_READ_SEARCH would be enough, but containers usually drop that one and keep this one.
+# CAP_DAC_READ_SEARCH would suffice, but containers usually drop that one and keep this one.
 _CAP_DAC_OVERRIDE = 1
 
 
 def _become(uid: int, gid: int, *, closed: bool) -> None:
-    """Become a user without further groups; with `closed`, one who may enter folders that are closed to them.
+    """Become a user with one group; with `closed`, one that may enter folders to which it has no access.
 
     Raises:
         OSError: the kernel, or the container, does not allow it.
     """
     if closed:
-        # Without this bit access(2), by which `initdb` looks for `postgres`, ignores the capabilities of all but root.
+        # `initdb` looks for `postgres` with access(2), which without this bit ignores capabilities of users other than
+        # root.
         _call("prctl", _PR_SET_SECUREBITS, _NO_SETUID_FIXUP, 0, 0, 0)
     os.setgroups([])
     os.setresgid(gid, gid, gid)
     os.setresuid(uid, uid, uid)
     if closed:
-        # The bit also keeps root's other capabilities: drop them, and hand this one down through exec.
+        # The bit also keeps root's other capabilities: drop them, and keep this one through exec.
         one = 1 << _CAP_DAC_OVERRIDE
         header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
         _call("capset", header, (ctypes.c_uint32 * 6)(one, one, one, 0, 0, 0))
@@ -54,9 +55,9 @@ def _call(name: str, *arguments: Any) -> None:
 
 
 def _serve(command: list[str], environment: dict[str, str], log: str, keep_open: list[int], seconds: float) -> int:
-    """Start the server as an orphan, as `pg_ctl start` does; return 0 once it lets clients in.
+    """Start the server as an orphan, like `pg_ctl start`; return 0 once it lets clients in.
 
-    `pg_ctl` itself sets `PG_GRANDPARENT_PID`, and hands the paths to a shell, which would expand a `$` in them.
+    `pg_ctl` would set `PG_GRANDPARENT_PID` itself, and pass the paths to a shell, which would expand a `$` in them.
     """
     child = os.fork()
     if child == 0:
@@ -80,7 +81,7 @@ def _serve(command: list[str], environment: dict[str, str], log: str, keep_open:
             lines = Path("data/postmaster.pid").read_text(encoding="utf-8", errors="replace").split("\n")
         except FileNotFoundError:
             lines = []
-        # Line 8 is the server's own word for its state.
+        # Line 8 holds the server's own state.
         if len(lines) > 7 and lines[0] == str(child) and lines[7].strip() == "ready":
             return 0
         time.sleep(_POLL_SECONDS)
@@ -96,9 +97,9 @@ def _execute(command: list[str], environment: dict[str, str]) -> NoReturn:
 
 
 def main(order: str, *command: str) -> NoReturn:
-    """Run `command` as `order` says, an object in JSON with the names that `postgres_tools.run` writes."""
+    """Run `command` as `order` says: a JSON object that `postgres_tools.run` writes."""
     wanted = json.loads(order)
-    # What a parent ignores or blocks is inherited; without SIGCHLD `initdb` does not learn how its children ended.
+    # Ignored and blocked signals are inherited; without SIGCHLD, `initdb` does not learn how its children ended.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     try:

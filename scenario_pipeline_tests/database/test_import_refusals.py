@@ -63,10 +63,10 @@ BAD_INPUTS = {
         "activities.csv", LAST_ACTIVITY, f"{OTHER_MENTOR},canarycall", "line 4, column activity_date", "ends before"
     ),
     "a field too many": Bad(
-        "activities.csv", LAST_ACTIVITY, LAST_ACTIVITY + ",canary", "line 4, column activity_date", "goes on after"
+        "activities.csv", LAST_ACTIVITY, LAST_ACTIVITY + ",canary", "line 4, column activity_date", "continues after"
     ),
     "a name with a bare comma": Bad(
-        "mentors.csv", "Canarysecond", "Canarylast, Canaryfirst", "line 3, column joined_on", "goes on after"
+        "mentors.csv", "Canarysecond", "Canarylast, Canaryfirst", "line 3, column joined_on", "continues after"
     ),
     "an empty id": Bad("organisations.csv", ORGANISATION, "", "line 2, column id", "empty"),
     "an empty organisation name": Bad("organisations.csv", "Canarynorth", "", "line 2, column name", "empty"),

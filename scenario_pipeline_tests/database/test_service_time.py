@@ -110,7 +110,7 @@ def test_a_first_reply_that_was_removed_meanwhile_is_to_be_asked_for_again(
         assert (reply.status_code, reply.headers["Retry-After"]) == (503, "1")
         assert reply.json()["error"] == {
             "error_type": "network_error",
-            "error_message": "the first reply to this key was just removed: ask again",
+            "error_message": "the first reply to this key was just removed: repeat the request",
         }
         assert post(url, asked).status_code == 200
     pool.dispose()

@@ -46,7 +46,7 @@ def test_an_unknown_scenario_is_refused_with_the_list_of_those_that_exist(name: 
 @pytest.mark.parametrize("name", ["", "Birthday", "1st", "a-b", "a b", "æ", "a" * 64, "a\n", "a;b"])
 def test_a_scenario_with_a_bad_name_cannot_be_made(name: str) -> None:
     """The name stands in tables, tags and events; the database would refuse it in the middle of a run."""
-    with pytest.raises(ValueError, match="is no scenario type"):
+    with pytest.raises(ValueError, match="is not a scenario type"):
         Scenario(name, "A description.", [1], 7, 1, registry()["inactivity"].matches)
 
 

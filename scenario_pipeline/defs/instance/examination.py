@@ -17,8 +17,7 @@ from scenario_pipeline.defs.instance.storage import _ANOTHERS, _IS_ANOTHERS
 from scenario_pipeline.doctor.findings import STATEMENT_SECONDS, Finding, Status
 from scenario_pipeline.errors import UserError, classify
 from scenario_pipeline.settings import Settings
-from scenario_pipeline.storage import database
-from scenario_pipeline.storage.database import limit_statement_time
+from scenario_pipeline.storage.database import connect, limit_statement_time, locate, remedy_of
 
 # The daemon writes a heartbeat every 30 seconds; Dagster's web UI allows as much before it warns.
 DAEMON_SILENCE_SECONDS = 300
@@ -28,25 +27,25 @@ def examine_instance(settings: Settings) -> Iterator[Finding]:
     """Look at Dagster's records for `scenario-pipeline doctor`, without creating what is missing."""
     name = "dagster_instance"
     try:
-        urls = database.locate(settings, start=False)
+        urls = locate(settings, start=False)
     except UserError as exc:
         yield Finding(name, Status.UNKNOWN, str(exc), "scenario-pipeline up")
         return
-    engine = database.connect(urls.dagster)
+    database = connect(urls.dagster)
     try:
-        yield _instance_finding(name, engine, settings)
+        yield _instance_finding(name, database, settings)
     except Exception as exc:  # noqa: BLE001 - the boundary of a check: whatever it is, it is one finding
         failure = classify(exc)
         sentence = f"Dagster's database cannot be looked at: {failure.error_message}."
-        remedy = database.remedy_of(exc, engine, "SCENARIO_DAGSTER_DATABASE_URL")
+        remedy = remedy_of(exc, database, "SCENARIO_DAGSTER_DATABASE_URL")
         remedy = remedy or "check SCENARIO_DAGSTER_DATABASE_URL and its role, with psql"
         yield Finding(name, Status.UNKNOWN, sentence, remedy)
     finally:
-        engine.dispose()
+        database.dispose()
 
 
-def _instance_finding(name: str, engine: Engine, settings: Settings) -> Finding:
-    with engine.connect() as connection, connection.begin():
+def _instance_finding(name: str, database: Engine, settings: Settings) -> Finding:
+    with database.connect() as connection, connection.begin():
         connection.execute(text("SET TRANSACTION READ ONLY"))
         limit_statement_time(connection, STATEMENT_SECONDS)
         if connection.execute(text(_IS_ANOTHERS)).scalar_one():

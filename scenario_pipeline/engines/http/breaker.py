@@ -1,7 +1,7 @@
-"""Whether the remote engine answers at all; one value for all pages of a run.
+"""Whether the remote engine replies at all; shared by all pages of a run.
 
-Belongs here: counting answers and silence, pauses the engine asked for, waiting for its health. Does not belong here:
-what is asked (`engines.http.page_calls`), or connections (`engines.http.client`).
+Belongs here: counting replies and failures, pauses that the engine requests, waiting for its health. Does not belong
+here: the calls (`engines.http.page_calls`), or connections (`engines.http.client`).
 """
 
 from __future__ import annotations
@@ -10,26 +10,26 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable
 
-# The longest pause between two questions for the engine's health, so that a run goes on soon after a restart.
+# The longest pause between two health checks, so that a run continues soon after a restart of the engine.
 MAX_HEALTH_PAUSE_SECONDS = 1.0
 
 
 def backoff(first: float, repetition: int) -> float:
-    """Return a pause in seconds: twice as long each time, and never quite the same."""
+    """Return a pause in seconds, which doubles each time and varies at random."""
     return first * 2.0 ** min(repetition, 30) + random.uniform(0, first)
 
 
 class Breaker:
-    """Keeps calls back while the engine is down or has asked for a pause.
+    """Holds calls back while the engine is down or has requested a pause.
 
     Args:
-        is_well: asks the engine for its health, once.
-        backoff_seconds: about how long to wait before asking again the first time.
+        is_well: checks the health of the engine once.
+        backoff_seconds: approximate wait before the second health check.
 
     Attributes:
-        answers: how often the engine answered anything.
-        failures_in_a_row: calls in vain since the latest answer, or since the end of the latest outage.
-        is_down: whether the engine's latest health was bad.
+        answers: how many replies the engine has sent.
+        failures_in_a_row: failed calls since the latest reply, or since the end of the latest outage.
+        is_down: whether the engine failed its latest health check.
     """
 
     def __init__(self, is_well: Callable[[], Awaitable[bool]], backoff_seconds: float) -> None:
@@ -42,26 +42,26 @@ class Breaker:
         self._asking = asyncio.Lock()
 
     def heard(self) -> None:
-        """Record an answer."""
+        """Record a reply."""
         self.answers += 1
         self.failures_in_a_row = 0
 
     def not_heard(self) -> None:
-        """Record a call in vain."""
+        """Record a failed call."""
         self.failures_in_a_row += 1
 
     def pause(self, seconds: float) -> None:
-        """Keep all calls back for as long as the engine asks for."""
+        """Hold all calls back for the pause that the engine requests."""
         self._welcome_at = max(self._welcome_at, asyncio.get_running_loop().time() + seconds)
 
     async def admit(self, *, asks_for_health: bool) -> bool:
-        """Wait until the engine may be called; only a cancellation ends the wait for an engine that stays down.
+        """Wait until the engine may be called; if it stays down, only a cancellation ends the wait.
 
         Args:
-            asks_for_health: whether the call matters so much that the engine must be well before it.
+            asks_for_health: whether the engine must pass a health check before the call.
 
         Returns:
-            Whether the engine was down meanwhile, so that earlier failures say nothing about the call.
+            Whether the engine was down during the wait, so that earlier failures mean nothing for the call.
         """
         outages = self._outages
         while (wait := self._welcome_at - asyncio.get_running_loop().time()) > 0:

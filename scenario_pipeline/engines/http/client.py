@@ -1,10 +1,10 @@
 """The HTTP client of the `http` trigger engine: one connection pool on an event loop of its own.
 
-Belongs here: the loop's thread, connections, bounded bodies, and what an exception of httpx means. Does not belong
+Belongs here: the loop's thread, connections, bounded bodies, and the meaning of httpx's exceptions. Does not belong
 here: which calls are made (`engines.http.page_calls`).
 
-Dagster turns a signal into an exception that can rise between any two lines of the main thread, and asyncio swallows a
-`BaseException` inside a callback. With the loop in its own thread, the exception can only interrupt the main thread,
+Dagster turns a signal into an exception, which can interrupt the main thread at any line. asyncio swallows a
+`BaseException` that hits a callback. With the loop in its own thread, the exception can only interrupt the main thread,
 which is waiting for the page.
 """
 
@@ -41,10 +41,10 @@ class RemoteOptions:
     Attributes:
         url: its base URL; None fails the run.
         token: its bearer token, or None to send none.
-        concurrency: requests sent side by side.
+        concurrency: number of simultaneous requests.
         chunk_size: mentors in one request.
         trust_proxy: whether proxy variables of the environment apply.
-        backoff_seconds: about how long to wait before a call is repeated; twice as long the second time.
+        backoff_seconds: approximate wait before a call is repeated; it doubles each time.
     """
 
     url: str | None = field(repr=False)
@@ -56,7 +56,7 @@ class RemoteOptions:
 
 
 class _Loop(asyncio.SelectorEventLoop):
-    """An event loop that resolves names in threads nobody waits for: a resolver may hang for half a minute."""
+    """An event loop that never waits for its name-resolving threads: a resolver may hang for half a minute."""
 
     async def getaddrinfo(self, host: Any, port: Any, **options: Any) -> Any:
         found: asyncio.Future[Any] = self.create_future()
@@ -69,9 +69,9 @@ class _Loop(asyncio.SelectorEventLoop):
             value, failure = None, None
             try:
                 value = socket.getaddrinfo(host, port, **options)
-            except Exception as exc:  # noqa: BLE001 - whatever it is, it is the caller's to handle
+            except Exception as exc:  # noqa: BLE001 - any exception is passed to the caller
                 failure = exc
-            with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
+            with contextlib.suppress(RuntimeError):  # the loop has been closed
                 self.call_soon_threadsafe(finish, value, failure)
 
         threading.Thread(target=resolve, daemon=True).start()
@@ -79,7 +79,7 @@ class _Loop(asyncio.SelectorEventLoop):
 
 
 class RemoteEngine:
-    """One connection pool, and the thread whose event loop uses it: started by the first page, closed with the run."""
+    """One connection pool, and the thread whose event loop uses it; the first page starts it, and the run closes it."""
 
     def __init__(self, options: RemoteOptions) -> None:
         self.options = options
@@ -89,7 +89,7 @@ class RemoteEngine:
         self.client: httpx.AsyncClient
 
     def start(self, work: Coroutine[Any, Any, T]) -> Future[T]:
-        """Begin `work` on the loop."""
+        """Start `work` on the loop."""
         if self._loop is None:
             self._loop = _Loop()
             self.client = self._make_client()
@@ -98,20 +98,20 @@ class RemoteEngine:
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     def call(self, function: Callable[[], object]) -> None:
-        """Call a function on the loop, soon."""
+        """Schedule a function call on the loop."""
         if self._loop is not None:
             self._loop.call_soon_threadsafe(function)
 
     async def is_well(self) -> bool:
-        """Ask the engine for its health; any reply that is no failure and asks for no pause will do."""
+        """Check the engine's health; any reply counts unless it is a failure or asks for a pause."""
         try:
             async with (
                 asyncio.timeout(CONNECT_SECONDS),
                 self.client.stream("GET", f"{self.options.url}{HEALTH_PATH}") as response,
             ):
                 return response.status_code < 500 and response.status_code != httpx.codes.TOO_MANY_REQUESTS
-        except Exception as exc:  # noqa: BLE001 - whatever it is, the engine did not say that it is well
-            # A wrong certificate will not change: the next call reports it.
+        except Exception as exc:  # noqa: BLE001 - after any exception, the engine is not known to be healthy
+            # A wrong certificate will not change, so let the next call report it.
             return any(isinstance(cause, ssl.SSLCertVerificationError) for cause in _causes(exc))
 
     def _make_client(self) -> httpx.AsyncClient:
@@ -120,12 +120,12 @@ class RemoteEngine:
             verify=_certificates(),
             trust_env=self.options.trust_proxy,
             follow_redirects=False,
-            # The deadline of a whole call is the caller's: these would bound each read only.
+            # The caller sets the deadline of the whole call; these would only limit each read.
             timeout=httpx.Timeout(None, connect=CONNECT_SECONDS),
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=self.options.concurrency),
             headers={
                 "Accept": "application/json",
-                # What is compressed can grow a thousandfold in a single read.
+                # Compressed data can grow a thousandfold in a single read.
                 "Accept-Encoding": "identity",
                 "Content-Type": "application/json",
                 "User-Agent": "scenario-pipeline",
@@ -136,13 +136,13 @@ class RemoteEngine:
     @staticmethod
     def _run(loop: _Loop) -> None:
         if hasattr(signal, "pthread_sigmask"):
-            # The main thread must get them: it may be waiting for this one.
+            # The main thread must get the signals, because it may be waiting for this thread.
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         asyncio.set_event_loop(loop)
         loop.run_forever()
 
     def close(self) -> None:
-        """End what runs, close the connections, stop the thread."""
+        """Cancel running work, close the connections, and stop the thread."""
         if self._loop is None or self._thread is None:
             return
         loop, self._loop = self._loop, None
@@ -170,11 +170,11 @@ class CallFailedError(Exception):
 
 
 def health_failure(url: str, *, trust_proxy: bool) -> ErrorInfo | None:
-    """Ask the remote engine at this base URL for its health; return what is wrong, or None."""
+    """Check the health of the remote engine at this base URL; return what is wrong, or None."""
     try:
         with httpx.Client(verify=_certificates(), trust_env=trust_proxy, timeout=CONNECT_SECONDS) as client:
             response = client.get(f"{url}{HEALTH_PATH}")
-    except Exception as exc:  # noqa: BLE001 - whatever it is, it is reported by its class
+    except Exception as exc:  # noqa: BLE001 - any exception is reported by its class
         return failure_of_exception(exc).info
     if response.status_code == httpx.codes.OK:
         return None
@@ -182,25 +182,25 @@ def health_failure(url: str, *, trust_proxy: bool) -> ErrorInfo | None:
 
 
 def _certificates() -> ssl.SSLContext:
-    """Return the authorities that certifi knows, the system's own, and those of SSL_CERT_FILE."""
+    """Return a TLS context with the authorities of certifi, the system and SSL_CERT_FILE."""
     context = httpx.create_ssl_context()
     context.load_default_certs()
     return context
 
 
 def unusable(sentence: str) -> ErrorInfo:
-    """Return the error of an engine, or of a reply, that cannot be used."""
+    """Return the error for an engine or a reply that cannot be used."""
     return ErrorInfo(ErrorType.EVALUATION_LOGIC, sentence)
 
 
 async def bounded_body(response: httpx.Response, mentors: int) -> bytearray:
-    """Read a body as it is sent, up to what the results of so many mentors can need.
+    """Read a body as it arrives, up to the size limit for this number of mentors.
 
     Raises:
-        CallFailedError: it is larger, or compressed although that was not asked for.
+        CallFailedError: it is larger, or is compressed, which was not requested.
     """
     if response.headers.get("content-encoding", "identity").lower() != "identity":
-        raise CallFailedError(unreachable("the trigger engine compressed its reply, which was not asked for"))
+        raise CallFailedError(unreachable("the trigger engine compressed its reply, which was not requested"))
     body, most = bytearray(), max_reply_bytes(mentors)
     async for part in response.aiter_raw():
         body += part
@@ -210,7 +210,7 @@ async def bounded_body(response: httpx.Response, mentors: int) -> bytearray:
 
 
 def failure_of_exception(exc: Exception) -> CallFailure:
-    """Classify an exception of the client; its text may quote the URL or the remote side, and is not used."""
+    """Classify an exception of the client; its text is not used, as it may quote the URL or the engine."""
     match exc:
         case httpx.ConnectTimeout():
             return timed_out("the trigger engine accepted no connection in time")
@@ -225,7 +225,7 @@ def failure_of_exception(exc: Exception) -> CallFailure:
         case httpx.ProxyError():
             return unreachable("the proxy did not connect to the trigger engine")
         case httpx.ProtocolError() | httpx.DecodingError() | httpx.TooManyRedirects():
-            return unreachable("the trigger engine's reply was cut off or is no HTTP")
+            return unreachable("the trigger engine's reply was cut off or is not HTTP")
         case httpx.UnsupportedProtocol() | httpx.InvalidURL():
             return CallFailure(unusable("the URL of the trigger engine cannot be called"), fails_run=True)
         case httpx.HTTPError() | httpx.StreamError():

@@ -1,7 +1,7 @@
 """The `http` trigger engine: asks a remote engine about a page, and writes the page's row (contract section 6).
 
 Belongs here: the page's transaction around the calls. Does not belong here: the calls (`engines.http.page_calls`), or
-what an answer means (`engines.api`).
+what a reply means (`engines.api`).
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ class HttpTriggerEngine:
     def evaluate_page(
         self, order: RunOrder, page: Page, invocation_id: str, budget: TimeBudget, logger: StructuredLogger
     ) -> PageResult:
-        """Evaluate and commit a page, or the part of it that the budget allows; see `TriggerEngine.evaluate_page`.
+        """Evaluate and commit a page, as far as the budget allows; see `TriggerEngine.evaluate_page`.
 
-        No transaction is open while the engine is asked. A page that is asked about again gets the first replies.
+        No transaction is open during the calls. If a page is repeated, it gets the first replies again.
         """
         if self.options.url is None:
             sentence = "SCENARIO_ENGINE_URL is not set: the http engine needs the address of the trigger engine"
@@ -70,7 +70,7 @@ class HttpTriggerEngine:
     def _ask(self, calls: PageCalls, budget: TimeBudget, logger: StructuredLogger) -> PageResult:
         if budget.is_spent:
             raise BudgetSpentError
-        # The last ask is part of the overtime, also where nothing else is left of the budget.
+        # The final attempt is part of the overtime, even if the budget is spent.
         seconds = min(budget.remaining_seconds, budget.overtime_seconds - LAST_ASK_SECONDS)
         running = self._remote.start(calls.run(max(seconds, 0.0)))
         try:
@@ -78,7 +78,8 @@ class HttpTriggerEngine:
         except Exception:
             raise
         except BaseException:
-            # Asked to stop: as at the end of a budget, requests in flight get one final attempt and replies are kept.
+            # On termination, as at the end of a budget, requests in flight get one final attempt, and their replies
+            # count.
             self._remote.call(calls.stop)
             with contextlib.suppress(Exception):
                 result = running.result(2 * LAST_ASK_SECONDS)
@@ -90,7 +91,7 @@ class HttpTriggerEngine:
         return self._commit(calls, result, budget, logger)
 
     def _commit(self, calls: PageCalls, result: PageResult, budget: TimeBudget, logger: StructuredLogger) -> PageResult:
-        """Write the page's row, unless another process or a commit without an answer has done so."""
+        """Write the page's row, unless another process or a commit whose reply was lost has done so."""
         page, invocation_id, pauses, attempt = calls.page, calls.invocation_id, Pauses(), 1
         while True:
             try:

@@ -1,7 +1,7 @@
 """All calls for one page of the `http` trigger engine (contract section 6).
 
-Belongs here: chunks, deadlines and retries. Does not belong here: connections (`engines.http.client`), what an answer
-means (`engines.api`), whether to call at all (`engines.http.breaker`), or what the replies add up to
+Belongs here: chunks, deadlines and retries. Does not belong here: connections (`engines.http.client`), what a reply
+means (`engines.api`), whether to call at all (`engines.http.breaker`), or the sum of the replies
 (`engines.http.tally`).
 """
 
@@ -39,26 +39,26 @@ from scenario_pipeline.log.logger import StructuredLogger, utc_now
 from scenario_pipeline.log.vocabulary import EngineCallRetried
 from scenario_pipeline.records import Page, PageResult, RunOrder
 
-# No call lasts longer, however large the budget is.
+# The limit of one call, however large the budget is.
 CALL_SECONDS = 30.0
-# How often a chunk is asked about before it is given up.
+# How many attempts a chunk gets.
 MAX_CALLS = 3
-# After this many calls in a row without an answer, the engine answers nothing although it is well; more than
-# `MAX_CALLS` of a single chunk.
+# After this many calls in a row without a reply, the engine counts as not replying although it is healthy. It is more
+# than the `MAX_CALLS` of a single chunk.
 BREAKER_CALLS = 10
 _UNANSWERED = ErrorInfo(ErrorType.TIMEOUT, "the trigger engine did not answer within the time budget")
 
 
 @dataclass(eq=False)
 class _Chunk:
-    """Mentors who are asked about in one request.
+    """The mentors of one request.
 
     Attributes:
-        part: its number within the page, and which half of a half: `3`, `3.1`, `3.1.2`.
+        part: its number within the page, with a digit for each halving: `3`, `3.1`, `3.1.2`.
         mentor_ids: in the order of the page.
-        is_sent: whether it was sent at least once.
-        attempts: how often it was sent in vain; a refusal with a pause is no attempt, nor is a call during an outage.
-        answers_before: how often the engine had answered anything when its attempts began.
+        is_sent: whether it has been sent at least once.
+        attempts: number of failed calls; neither a refusal with a pause nor a call during an outage counts.
+        answers_before: how many replies the engine had sent when the attempts began.
         last_failure: why the latest call failed.
     """
 
@@ -78,22 +78,22 @@ class _Chunk:
 
     @property
     def is_untouched(self) -> bool:
-        """Whether the engine did nothing for it, so that its mentors are unprocessed: never sent, or refused whole."""
+        """Whether the engine did nothing for it, because it was never sent or refused as a whole."""
         last = self.last_failure
         refused = last is not None and (last.splits or last.retry_after_seconds is not None)
         return not self.is_sent or refused
 
     @property
     def error(self) -> ErrorInfo:
-        """Why its mentors have no result."""
+        """Why the mentors have no result."""
         return _UNANSWERED if self.last_failure is None else self.last_failure.info
 
 
 class PageCalls:
     """All calls for one page.
 
-    A chunk is in one of these places: waiting (never sent), in flight, without an answer (its calls failed), or
-    counted. What was never sent is left to the next run; what was sent is counted in this one, if need be as an error.
+    A chunk is waiting (never sent), in flight, without an answer (its calls failed), or counted. The next run evaluates
+    chunks that were never sent. Chunks that were sent are counted in this run, if necessary as errors.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class PageCalls:
         self._deadline: asyncio.Timeout | None = None
 
     async def run(self, seconds: float) -> PageResult:
-        """Ask about all chunks for at most `seconds`, then once more about those in flight; return the result."""
+        """Call for all chunks for at most `seconds`, then once more for those in flight; return the result."""
         try:
             async with asyncio.timeout(seconds) as self._deadline, asyncio.TaskGroup() as workers:
                 for _ in range(self._remote.options.concurrency):
@@ -127,17 +127,17 @@ class PageCalls:
             pass
         self._deadline = None
         if self._breaker.is_down:
-            # It was asked for its health until now.
+            # The engine failed its health checks until now.
             self._not_answering(self._silence())
         if self._in_flight and self._failure is None:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LAST_ASK_SECONDS), asyncio.TaskGroup() as workers:
                     for chunk in tuple(self._in_flight.values()):
-                        workers.create_task(self._ask_for_the_last_time(chunk))
+                        workers.create_task(self._final_attempt(chunk))
         return self._result()
 
     def stop(self) -> None:
-        """End the time for all calls now; mentors without an answer are left to the next run."""
+        """End the time for all calls now; the next run evaluates mentors without a result."""
         self._stopped = True
         self._end_in(0.0)
 
@@ -153,7 +153,7 @@ class PageCalls:
             await self._ask(chunk)
 
     async def _ask(self, chunk: _Chunk) -> None:
-        """Get a chunk in flight counted, if need be in halves until the mentors concerned are alone."""
+        """Count a chunk in flight; if necessary, halve it until the mentors concerned are alone."""
         chunk.answers_before = self._breaker.answers
         try:
             reply = await self._call_repeatedly(chunk)
@@ -168,7 +168,7 @@ class PageCalls:
         elif len(chunk.mentor_ids) == 1:
             self._tally.add_errors(chunk.mentor_ids, failure.info)
         else:
-            # The second half has not been sent: it waits like any other.
+            # The second half has not been sent, so it waits like any other.
             first, second = chunk.halves()
             self._waiting.appendleft(second)
             self._in_flight[first.part] = first
@@ -179,8 +179,8 @@ class PageCalls:
         self._tally.add_reply(chunk.mentor_ids, reply)
 
     def _give_up(self, chunk: _Chunk) -> None:
-        """Tell a chunk that the engine cannot answer from an engine that answers nothing."""
-        # Each request in flight may meet the same bad moment, so at least one more must have failed.
+        """Distinguish a chunk that the engine cannot evaluate from an engine that does not reply at all."""
+        # All requests in flight may fail for one momentary cause, so at least one more must have failed.
         if self._breaker.failures_in_a_row >= max(BREAKER_CALLS, 2 * self._remote.options.concurrency):
             self._not_answering(chunk.error)
         if self._failure is None and self._breaker.answers > chunk.answers_before:
@@ -188,18 +188,18 @@ class PageCalls:
         else:
             self._without_answer.append(chunk)
 
-    async def _ask_for_the_last_time(self, chunk: _Chunk) -> None:
-        """Get the first reply of an engine that acted on a request, and whose answer was lost or came too late."""
+    async def _final_attempt(self, chunk: _Chunk) -> None:
+        """Get the first reply again, if the engine acted on a request but its reply was lost or late."""
         if chunk.is_untouched:
             return
         with contextlib.suppress(CallFailedError):
             self._count(chunk, await self._call(chunk))
 
     async def _call_repeatedly(self, chunk: _Chunk) -> EvaluationReply:
-        """Call until there is a reply, for as long as a repetition may help.
+        """Call until there is a reply, as long as a repetition may help.
 
         Raises:
-            CallFailedError: the latest call failed, and there is no other.
+            CallFailedError: the latest call failed, and no further one follows.
         """
         repetition = 0
         while True:
@@ -224,30 +224,30 @@ class PageCalls:
         return failure.retries and self._failure is None and pause < self._seconds_left()
 
     async def _was_away(self, chunk: _Chunk, *, asks_for_health: bool) -> bool:
-        """Wait until the engine may be called; return whether it was away, so that the attempts begin anew."""
+        """Wait until the engine may be called; return whether it was down, in which case the attempts start again."""
         was_away = await self._breaker.admit(asks_for_health=asks_for_health)
         if was_away:
             chunk.attempts, chunk.answers_before = 0, self._breaker.answers
         return was_away
 
     def _seconds_left(self) -> float:
-        """Return how long the calls of this page may still take; 0 once the time is over, also for the last ask."""
+        """Return the seconds left for the calls of this page; 0 once the time is over, also in the final attempt."""
         ends_at = self._deadline.when() if self._deadline is not None else None
         return 0.0 if ends_at is None else ends_at - asyncio.get_running_loop().time()
 
     def _pause(self, chunk: _Chunk, failure: CallFailure) -> float:
-        """Return how many seconds to wait: what the engine asks for, else longer each time."""
+        """Return how many seconds to wait: as long as the engine requests, else longer each time."""
         if failure.retry_after_seconds is not None:
             return failure.retry_after_seconds
         return backoff(self._remote.options.backoff_seconds, max(0, chunk.attempts - 1))
 
     async def _call(self, chunk: _Chunk) -> EvaluationReply:
-        """Call once, and record for the breaker whether the engine answered at all.
+        """Call once, and record for the breaker whether the engine replied at all.
 
         Raises:
-            CallFailedError: there are no results; nothing else is raised but a cancellation.
+            CallFailedError: there are no results. Apart from a cancellation, nothing else is raised.
         """
-        # Before the last attempt and after it, the engine must have said that it is well.
+        # The engine must pass a health check before and after the last attempt.
         is_last = self._deadline is not None and chunk.attempts == MAX_CALLS - 1
         await self._was_away(chunk, asks_for_health=is_last)
         try:
@@ -261,20 +261,20 @@ class PageCalls:
     def _record(self, chunk: _Chunk, failure: CallFailure) -> None:
         chunk.last_failure = failure
         pause = failure.retry_after_seconds or 0.0
-        # A request to come back later is no attempt.
+        # A request to call later does not count as an attempt.
         chunk.attempts += not pause
         if failure.fails_run:
             self._fail(failure.info)
         elif failure.splits:
             self._heard()
         elif 0 < pause < self._seconds_left():
-            # An engine that asks for a pause is not down, and is not to be called meanwhile.
+            # An engine that requests a pause is not down, and must not be called during it.
             self._breaker.pause(pause)
         else:
             self._breaker.not_heard()
 
     def _heard(self) -> None:
-        """The engine is up: what it did not answer before is about those chunks, and not about the run."""
+        """The engine is up, so earlier failures concern those chunks, and not the run."""
         self._breaker.heard()
         if self._failure is None:
             for chunk in self._without_answer:
@@ -282,7 +282,7 @@ class PageCalls:
             self._without_answer.clear()
 
     def _silence(self) -> ErrorInfo:
-        """Return why the latest calls brought nothing."""
+        """Return why the latest calls failed."""
         failures = [chunk.last_failure for chunk in (*self._in_flight.values(), *self._without_answer)]
         return next((failure.info for failure in failures if failure is not None), _UNANSWERED)
 
@@ -290,7 +290,7 @@ class PageCalls:
         self._fail(ErrorInfo(info.error_type, f"the trigger engine does not answer: {info.error_message}"))
 
     def _fail(self, info: ErrorInfo) -> None:
-        """Send nothing more, and wait only shortly for what is in flight."""
+        """Send nothing more, and wait only briefly for requests in flight."""
         self._failure = self._failure or info
         if self._deadline is not None:
             self._end_in(LAST_ASK_SECONDS)
@@ -317,7 +317,7 @@ class PageCalls:
                     content=self._message(chunk),
                     headers={
                         "Idempotency-Key": f"{self.invocation_id}:{self.page.number}:{chunk.part}",
-                        # The engine rolls back what it has not committed by then: nobody would count it.
+                        # The engine rolls back work that it has not committed by then, because nobody would count it.
                         TIME_LEFT_HEADER: str(int(1000 * seconds)),
                     },
                 ) as response,
@@ -325,7 +325,7 @@ class PageCalls:
                 body = await bounded_body(response, len(chunk.mentor_ids))
         except CallFailedError:
             raise
-        except Exception as exc:  # noqa: BLE001 - the boundary of a call: whatever happens in one is its failure
+        except Exception as exc:  # noqa: BLE001 - the boundary of a call: any exception is its failure
             failure = failure_of_exception(exc)
         else:
             headers = {name.lower(): value for name, value in response.headers.items()}
@@ -337,10 +337,10 @@ class PageCalls:
         raise CallFailedError(failure)
 
     def _result(self) -> PageResult:
-        """Sum up: each mentor of the page is evaluated, an error, or unprocessed."""
+        """Return the sum: each mentor of the page is evaluated, an error, or unprocessed."""
         silent = [chunk.error for chunk in self._without_answer if not chunk.is_untouched]
         if silent and self._failure is None:
-            # Nothing was heard since: however few calls there were, every other one would fail the same way.
+            # There was no reply since: even after few calls, any further one would fail in the same way.
             self._not_answering(silent[-1])
         unprocessed = {mentor_id for chunk in self._waiting for mentor_id in chunk.mentor_ids}
         for chunk in (*self._without_answer, *self._in_flight.values()):

@@ -1,6 +1,6 @@
-"""What the replies about one page add up to (contract section 6).
+"""The sum of the replies for one page (contract section 6).
 
-Belongs here: counting replies and errors by mentor. Does not belong here: how the replies are obtained
+Belongs here: counting replies and errors by mentor. Does not belong here: obtaining the replies
 (`engines.http.page_calls`).
 """
 
@@ -20,8 +20,8 @@ class Tally:
     """Counts each mentor of a page at most once: as evaluated, or as an error.
 
     Args:
-        order: what they are evaluated for.
-        page: whose mentors are counted.
+        order: the order for which they are evaluated.
+        page: the page whose mentors are counted.
         organisations: the organisation of each mentor who has one.
     """
 
@@ -32,7 +32,7 @@ class Tally:
         self._errors: dict[str, ErrorInfo] = {}
 
     def fits(self, reply: EvaluationReply) -> bool:
-        """Whether each result stays within the scenarios that were asked about."""
+        """Whether each result stays within the scenarios of the request."""
         return all(
             result.dispatched.keys() <= set(self._scenario_types)
             and sum(result.dispatched.values()) + sum(result.suppressed.values()) <= len(self._scenario_types)
@@ -40,7 +40,7 @@ class Tally:
         )
 
     def add_reply(self, mentor_ids: Iterable[str], reply: EvaluationReply) -> None:
-        """Count one result for each mentor asked about; a result for anybody else counts for nothing."""
+        """Count one result for each of these mentors; ignore results for anyone else."""
         reported: dict[str, list[MentorResult]] = {}
         for result in reply.results:
             reported.setdefault(str(result.peer_mentor_id), []).append(result)
@@ -64,14 +64,14 @@ class Tally:
             self._outcomes[organisation, UNKNOWN_SCENARIO, reason] += n
 
     def add_errors(self, mentor_ids: Iterable[str], info: ErrorInfo) -> None:
-        """Count these mentors as errors, for one reason."""
+        """Count these mentors as errors for the same reason."""
         self._errors |= dict.fromkeys(mentor_ids, info)
 
     def result(self, unprocessed: Collection[str], failure: ErrorInfo | None) -> PageResult:
         """Return the page's result.
 
         Args:
-            unprocessed: the mentors who were counted as neither.
+            unprocessed: the mentors counted neither as evaluated nor as errors.
             failure: why the run cannot go on, if it cannot.
         """
         stats = BatchStats(+self._evaluated, +self._outcomes, len(self._errors), pages_processed=1)

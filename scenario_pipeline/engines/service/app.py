@@ -1,7 +1,7 @@
 """The trigger engine that the project serves: the API of `engines.api` over the `sql` engine.
 
-Belongs here: routes and refusals; FastAPI is imported here alone. Does not belong here: the replies and the work
-behind them (`engines.service.replies`), or the server's start and end (`engines.service.server`).
+Belongs here: routes and refusals; FastAPI is imported here alone. Does not belong here: the replies and the work behind
+them (`engines.service.replies`), or the server's start and end (`engines.service.server`).
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ from scenario_pipeline.storage.database import check_schema, limit_statement_tim
 from scenario_pipeline.time_budget import TimeBudget
 
 MAX_REQUEST_BYTES = 1024 * 1024
-# How long a client may take to send a request, and how long one is evaluated.
+# How long a client may take to send a request, and how long its evaluation may take.
 READING_SECONDS = 10.0
 REQUEST_SECONDS = 25.0
 HEALTH_SECONDS = 2.0
-# How many requests are evaluated side by side; others wait for their turn.
+# How many requests are evaluated at the same time; others wait for their turn.
 EVALUATIONS = 8
-# One more than that: a busy service must still be able to say that it is well.
+# One more, so that a busy service can still answer a health check.
 CONNECTIONS = EVALUATIONS + 1
 MAX_TIME_LEFT_MS = 24 * 60 * 60 * 1000
 NOT_IN_A_RUN = dict.fromkeys(
@@ -65,7 +65,7 @@ _SINGLE_HEADERS = (
     TIME_LEFT_HEADER.lower().encode(),
 )
 _STATUSES = {
-    400: "The body is no JSON of the agreed shape, or a header is repeated.",
+    400: "The body is not JSON of the agreed shape, or a header is repeated.",
     401: "The bearer token is missing or wrong.",
     404: "There is no such path.",
     405: "The path has no such method.",
@@ -75,8 +75,8 @@ _STATUSES = {
     415: "The body is not declared as application/json.",
     422: "A header is not as described, the key was used for another request, or a scenario is not installed.",
     500: "The evaluation failed.",
-    503: "The database is out of reach or busy: ask again.",
-    504: "The evaluation took too long; nothing of it was kept.",
+    503: "The database is out of reach or busy: repeat the request.",
+    504: "The evaluation took too long; none of it was kept.",
 }
 
 
@@ -91,7 +91,7 @@ def _request_body() -> dict[str, Any]:
 
 
 def _refuse_repeats(request: Request) -> None:
-    """Refuse headers of which a proxy may have read the one and the service the other."""
+    """Refuse repeated headers: a proxy may have read one of them, and the service another."""
     names = [name for name, _ in request.headers.raw]
     if any(names.count(name) > 1 for name in _SINGLE_HEADERS):
         raise refused(400, "a header is repeated that may be sent only once")
@@ -100,7 +100,7 @@ def _refuse_repeats(request: Request) -> None:
 
 
 def _digits(value: object) -> object:
-    """Let only ASCII digits pass: Python reads `+5`, `1_000` and `5.0` as whole numbers, other clients do not."""
+    """Accept only ASCII digits: Python reads `+5`, `1_000` and `5.0` as whole numbers, other clients do not."""
     if isinstance(value, str) and not (value.isascii() and value.isdigit()):
         raise ValueError
     return value
@@ -114,7 +114,7 @@ class Health(BaseModel):
 
 @asynccontextmanager
 async def _turn(turns: asyncio.Semaphore, status: int, seconds: float) -> AsyncIterator[None]:
-    """Wait for a turn; during a turn a database connection is free."""
+    """Wait for a turn; during a turn, a database connection is free."""
     try:
         async with asyncio.timeout(seconds):
             await turns.acquire()
@@ -132,9 +132,9 @@ class EngineService:
 
     Attributes:
         database: pool of `CONNECTIONS` connections to the scheduler's own database.
-        token: what callers must bear, or None to let anyone call.
+        token: the token that callers must send, or None to let anyone call.
         logger: the shared logger.
-        requests: how many were answered so far.
+        requests: how many have been answered so far.
     """
 
     database: Engine
@@ -147,14 +147,14 @@ class EngineService:
     _healths: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(1), init=False, repr=False)
 
     def app(self) -> FastAPI:
-        """Return the ASGI application; its OpenAPI document stands at /v1/openapi.json."""
+        """Return the ASGI application; its OpenAPI document is at /v1/openapi.json."""
         app = FastAPI(
             title="Scenario trigger engine",
             version="1",
             openapi_url="/v1/openapi.json",
             docs_url=None,
             redoc_url=None,
-            # A redirect would be made of whatever host the caller named.
+            # A redirect would contain any host that the caller named.
             redirect_slashes=False,
             dependencies=[Depends(_refuse_repeats)],
             responses=_documented(400, 404, 405, 500),
@@ -185,10 +185,10 @@ class EngineService:
         scenario_time_left_ms: Annotated[
             int,
             BeforeValidator(_digits),
-            Header(ge=1, le=MAX_TIME_LEFT_MS, description="After so many milliseconds nothing is committed."),
+            Header(ge=1, le=MAX_TIME_LEFT_MS, description="Nothing is committed after this many milliseconds."),
         ] = MAX_TIME_LEFT_MS,
     ) -> JSONResponse:
-        """Evaluate a list of mentors once, however often it is asked for with the same Idempotency-Key."""
+        """Evaluate a list of mentors once, however often it is requested with the same Idempotency-Key."""
         budget = TimeBudget.start(min(REQUEST_SECONDS, scenario_time_left_ms / 1000))
         asked = await _read(request, budget)
         async with _turn(self._evaluations, 504, budget.remaining_seconds):
@@ -197,7 +197,7 @@ class EngineService:
         return JSONResponse(answer)
 
     async def _answer_health(self) -> Health:
-        """Say that the service can answer, and that its database fits."""
+        """Report that the service can answer, and that its database fits."""
         async with _turn(self._healths, 503, HEALTH_SECONDS):
             return await run_in_threadpool(self.health)
 
@@ -221,20 +221,20 @@ class EngineService:
         return response
 
     def _logger_of(self, invocation_id: str | None) -> StructuredLogger:
-        """Return the logger with the common fields, which are null where a request belongs to no known run."""
+        """Return the logger with the common fields, which are null if a request belongs to no known run."""
         return self.logger.bind(**NOT_IN_A_RUN | {"invocation_id": invocation_id, "dagster_run_id": invocation_id})
 
     def health(self) -> Health:
-        """Look at the database.
+        """Check the database.
 
         Raises:
-            RefusedError: it is out of reach, or its schema is another one.
+            RefusedError: the database is out of reach, or its schema does not fit.
         """
         try:
             with self.database.connect() as connection, connection.begin():
                 limit_statement_time(connection, HEALTH_SECONDS)
                 check_schema(connection)
-        except Exception as exc:  # noqa: BLE001 - the boundary of the request: whatever it is, we cannot work
+        except Exception as exc:  # noqa: BLE001 - the boundary of the request: after any exception, the service cannot work
             failure = classify(exc)
         else:
             return Health(status="ok")
@@ -255,7 +255,7 @@ class EngineService:
             reply, repeated = reply_to(self.database, idempotency_key, asked, budget)
         except RefusedError:
             raise
-        except Exception as exc:  # noqa: BLE001 - the boundary of the request: every failure is an answer
+        except Exception as exc:  # noqa: BLE001 - the boundary of the request: every failure becomes a reply
             failure = exc.info if isinstance(exc, SystemicError) else classify(exc)
             refusal = RefusedError(_status_of(failure, exc), failure, invocation_id)
         else:
@@ -285,7 +285,7 @@ async def _read(request: Request, budget: TimeBudget) -> EvaluationRequest:
     """Read a body of bounded size in bounded time, and check its shape.
 
     Raises:
-        RefusedError: it is no request; the sentence names places, never values.
+        RefusedError: it is not a valid request; the message names places, never values.
     """
     if request.headers.get("content-type", "").split(";")[0].strip().lower() != "application/json":
         raise refused(415, "the body must be application/json")
@@ -304,10 +304,10 @@ async def _read(request: Request, budget: TimeBudget) -> EvaluationRequest:
 
 
 def _checked(body: bytes) -> EvaluationRequest:
-    """Return what a body asks for.
+    """Return the request in a body.
 
     Raises:
-        RefusedError: it is no request; the sentence names places, never values.
+        RefusedError: it is not a valid request; the message names places, never values.
     """
     try:
         asked = EvaluationRequest.model_validate_json(body)
@@ -315,16 +315,16 @@ def _checked(body: bytes) -> EvaluationRequest:
         ours = EvaluationRequest.model_fields
         places = sorted({str(error["loc"][0]) for error in exc.errors() if error["loc"] and error["loc"][0] in ours})
         sentence = (
-            f"the body does not fit at {', '.join(places)}" if places else "the body is no request for evaluations"
+            f"the body does not fit at {', '.join(places)}" if places else "the body is not a request for evaluations"
         )
         raise refused(400, sentence) from None
     try:
-        # A body that fits the shape is shallow enough to be parsed once more.
+        # A body that fits the shape is shallow enough to be parsed again.
         written = json.loads(body, object_pairs_hook=_without_repeats)
-    except ValueError:  # a repeat, or a number that it hid
+    except ValueError:  # a repeated name, or a number that a repeat had hidden
         raise refused(400, "the body names a field twice") from None
     written_ids = [written["invocation_id"], *written["peer_mentor_ids"]]
-    # In braces or as a URN, for example: the schema promises one form, and other engines know no other.
+    # It may be in braces or a URN, for example. The schema promises one form, and other engines know no other.
     if [one.lower() for one in written_ids] != [str(one) for one in (asked.invocation_id, *asked.peer_mentor_ids)]:
         raise refused(400, "an id of the body is not written as a UUID")
     if len(set(asked.peer_mentor_ids)) != len(asked.peer_mentor_ids):
@@ -333,7 +333,7 @@ def _checked(body: bytes) -> EvaluationRequest:
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Make an object of its members; of two with one name, the parser would choose: a dry run, or not."""
+    """Build an object from its members; of two with the same name, the parser would choose one: a dry run, or not."""
     members = dict(pairs)
     if len(members) != len(pairs):
         raise ValueError

@@ -1,4 +1,4 @@
-"""The HTTP server of the trigger engine, and the bounds on what a stranger may send to it.
+"""The HTTP server of the trigger engine, and limits on what an unknown client may send.
 
 Belongs here: connections, from accepting them to closing them; uvicorn is imported here alone. Does not belong here:
 routes (`engines.service.app`), or starting and stopping (`engines.service.server`).
@@ -24,13 +24,13 @@ except ImportError:  # Windows
 else:
     _DESCRIPTORS = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
-# How many connections are open at once. A burst is accepted before the first of it is closed again, and the database
-# and the log need descriptors, too; the limit of descriptors may be -1, for none.
+# How many connections are open at once. A whole burst is accepted before its first connection is closed, and the
+# database and the log also need descriptors. A descriptor limit of -1 means none.
 MAX_CONNECTIONS = 256 if _DESCRIPTORS < 0 else max(16, min(256, _DESCRIPTORS // 4))
-# How long a client may take from the connection to the end of the headers, and stay idle between two requests.
+# How long a client may take from connecting to the end of the headers, or stay idle between two requests.
 HEADERS_SECONDS = 5.0
 KEEP_ALIVE_SECONDS = 5
-# How long a request may stay without its whole answer: some clients never read theirs.
+# How long a request may go without its complete reply, since some clients never read it.
 ANSWER_SECONDS = REQUEST_SECONDS + 5.0
 MAX_HEADER_BYTES = 16 * 1024
 # Each piece of a body costs a step of the parser, however small it is.
@@ -39,7 +39,7 @@ _READ_BYTES = 4 * 1024
 
 
 class _BoundedParser(h11.Connection):
-    """Refuses a body of too many pieces; h11 itself bounds headers that have no end yet."""
+    """Refuses a body in too many pieces; h11 itself limits headers that have not ended."""
 
     def __init__(self) -> None:
         super().__init__(h11.SERVER, MAX_HEADER_BYTES)
@@ -57,13 +57,13 @@ class _BoundedParser(h11.Connection):
 
 
 class _BoundedProtocol(H11Protocol):
-    """HTTP/1.1 as strangers may speak it: bounded in bytes before it is parsed, and in time from the connection on.
+    """HTTP/1.1 from unknown clients, limited in bytes before parsing, and in time from the connection on.
 
-    uvicorn bounds neither: its parser in C collects headers without end, and its time-outs begin after an answer. Read
+    uvicorn limits neither: its C parser collects endless headers, and its time-outs begin after a reply. This was read
     in version 0.54.
 
     Attributes:
-        waits_since: when the connection was made or its latest answer was complete, by the loop's clock.
+        waits_since: when the connection was made or its latest reply was complete, by the loop's clock.
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
@@ -89,7 +89,7 @@ class _BoundedProtocol(H11Protocol):
         self._end_in(HEADERS_SECONDS)
         others = [cast("_BoundedProtocol", one) for one in self.connections if one is not self]
         if sum(not one.transport.is_closing() for one in others) >= MAX_CONNECTIONS:
-            # Of those that are asking for nothing, the oldest goes: a newcomer always gets the time to ask.
+            # Of the idle connections, the oldest is closed: a new client always gets time for a request.
             candidates = (one for one in others if one.can_go)
             min(candidates, key=lambda one: one.waits_since, default=self).transport.abort()
 
@@ -100,13 +100,13 @@ class _BoundedProtocol(H11Protocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Parse little by little, so that headers are refused before they are parsed."""
+        """Parse in small pieces, so that too many headers are refused before they are parsed."""
         for start in range(0, len(data), _READ_BYTES):
             piece = data[start : start + _READ_BYTES]
             if self.transport.is_closing():
                 return
             if self.conn.their_state is h11.DONE:
-                # The next request, sent before this one is answered: it is kept and not parsed yet.
+                # This is the next request, sent before the current one is answered; keep it unparsed.
                 self._early_bytes += len(piece)
                 if self._early_bytes > MAX_HEADER_BYTES:
                     self.transport.abort()
@@ -114,7 +114,7 @@ class _BoundedProtocol(H11Protocol):
             super().data_received(piece)
 
     def handle_events(self) -> None:
-        """Give a new request the time for its answer."""
+        """Start the time for the reply to a new request."""
         before = self.cycle
         super().handle_events()
         if self.cycle is not before:
@@ -122,13 +122,13 @@ class _BoundedProtocol(H11Protocol):
             self._end_in(ANSWER_SECONDS)
 
     def on_response_complete(self) -> None:
-        """Give the client the time to ask again."""
+        """Start the time for the client's next request."""
         self.waits_since = self.loop.time()
         self._end_in(KEEP_ALIVE_SECONDS + HEADERS_SECONDS)
         super().on_response_complete()
 
     def send_400_response(self, msg: str) -> None:
-        """Refuse what is no HTTP, unless an answer is on its way or was given: there is no place for another one."""
+        """Refuse invalid HTTP, unless a reply has already started or ended, since there is no place for another."""
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             super().send_400_response(msg)
         else:
@@ -145,9 +145,9 @@ def make_server(
     """Return a server that runs when its `run` is called, and ends once its `should_exit` is set.
 
     Args:
-        service: what answers.
+        service: the service that answers.
         on_start: called before the first request.
-        on_stop: called after the last answer.
+        on_stop: called after the last reply.
     """
     app = service.app()
 

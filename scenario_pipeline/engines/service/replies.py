@@ -25,11 +25,11 @@ from scenario_pipeline.storage.database import check_schema, limit_statement_tim
 from scenario_pipeline.storage.tables import scheduler_runs, trigger_engine_replies
 from scenario_pipeline.time_budget import TimeBudget
 
-# A reply is needed for as long as its run may ask again, which is at most a day.
+# A reply is needed as long as its run may repeat the request, which is at most a day.
 REPLIES_KEPT = timedelta(days=7)
-# Each request adds one reply and removes up to ten old ones: the table cannot outgrow a week's requests.
+# Each request adds one reply and removes up to ten old ones, so the table cannot outgrow a week's requests.
 REPLIES_REMOVED = 10
-# How long a commit may be overdue; less than the closing of a run waits for it.
+# How late a commit may be; a closing run waits longer than this for it.
 STANDSTILL_MS = "700"
 
 
@@ -38,8 +38,8 @@ class RefusedError(Exception):
 
     Args:
         status: the HTTP status.
-        info: what the body says.
-        invocation_id: whose request it was, if that is known.
+        info: the failure in the body.
+        invocation_id: the invocation that sent the request, if known.
     """
 
     def __init__(self, status: int, info: ErrorInfo, invocation_id: str | None = None) -> None:
@@ -48,28 +48,28 @@ class RefusedError(Exception):
 
 
 def refused(status: int, sentence: str, kind: ErrorType = ErrorType.EVALUATION_LOGIC) -> RefusedError:
-    """Return the refusal of a request that is no known run's."""
+    """Return the refusal of a request that belongs to no known run."""
     return RefusedError(status, ErrorInfo(kind, sentence))
 
 
 def reply_to(
     database: Engine, idempotency_key: str, asked: EvaluationRequest, budget: TimeBudget
 ) -> tuple[dict[str, Any], bool]:
-    """Return the reply to a request; work and reply are committed together or not at all.
+    """Return the reply to a request; its work and its reply are committed together or not at all.
 
     Args:
         database: pool of connections to the scheduler's own database.
-        idempotency_key: what makes two requests the same one.
+        idempotency_key: the key by which two requests are the same.
         asked: the request.
-        budget: ends the statements; nothing is committed after it.
+        budget: limits the statements; nothing is committed after it.
 
     Returns:
-        The reply, and whether it was given before.
+        The reply, and whether it had been given before.
 
     Raises:
         BudgetSpentError: the budget ended first.
-        RefusedError: the schema is another one, the key was used for another request, its first reply was just
-            removed, or the run is closed.
+        RefusedError: the schema does not fit, the key was used for another request, its first reply was just removed,
+            or the run is closed.
         SystemicError: the source has a mentor twice.
         SQLAlchemyError: the database failed.
     """
@@ -78,7 +78,7 @@ def reply_to(
     with database.begin() as connection:
         _limit(connection, budget)
         _require_schema(connection, asked)
-        # A second request with the same key waits here until the first has ended, however that goes.
+        # A second request with the same key waits here until the first has ended in any way.
         claimed = connection.execute(
             insert(table)
             .values(
@@ -101,14 +101,14 @@ def reply_to(
         connection.execute(update(table).where(table.c.idempotency_key == idempotency_key).values(reply=answer))
         remove_old_replies(connection)
         _hold_open(connection, asked)
-        # The caller has stopped waiting, and counts these mentors as not reached.
+        # The caller no longer waits, and counts these mentors as not reached.
         if budget.is_spent:
             raise BudgetSpentError
         return answer, False
 
 
 def _require_schema(connection: Connection, asked: EvaluationRequest) -> None:
-    """Refuse to work on a database that was upgraded, or exchanged, since the service was started."""
+    """Refuse to work on a database that was upgraded or replaced after the service started."""
     try:
         check_schema(connection)
     except SystemicError as exc:
@@ -116,14 +116,15 @@ def _require_schema(connection: Connection, asked: EvaluationRequest) -> None:
 
 
 def _hold_open(connection: Connection, asked: EvaluationRequest) -> None:
-    """Keep the run from being closed until the commit, if its ledger is in this database.
+    """Prevent the closing of the run until the commit, if its ledger is in this database.
 
-    Closing counts what was committed, and waits for the lock. It comes last, so that no evaluation holds up a closing.
+    Closing waits for this lock and counts what was committed. The lock is taken last, so that no evaluation holds up a
+    closing.
 
     Raises:
-        RefusedError: the run is closed, so that nobody would count this reply.
+        RefusedError: the run is closed, so nobody would count this reply.
     """
-    # If this process stands still now, Postgres ends the transaction rather than let the closing wait.
+    # If this process now stalls, Postgres ends the transaction instead of letting the closing wait.
     connection.execute(select(func.set_config("idle_in_transaction_session_timeout", STANDSTILL_MS, True)))
     runs = scheduler_runs
     own_run = select(runs.c.status).where(runs.c.invocation_id == str(asked.invocation_id))
@@ -137,8 +138,8 @@ def _first_reply(connection: Connection, idempotency_key: str, fingerprint: str)
     table = trigger_engine_replies
     first = connection.execute(select(table).where(table.c.idempotency_key == idempotency_key)).one_or_none()
     if first is None:
-        # Another request removed it as too old, after it had blocked the insert.
-        raise refused(503, "the first reply to this key was just removed: ask again", ErrorType.NETWORK)
+        # It had blocked the insert, and then another request removed it as too old.
+        raise refused(503, "the first reply to this key was just removed: repeat the request", ErrorType.NETWORK)
     if first.request_fingerprint != fingerprint:
         raise refused(422, "the idempotency key was used for another request")
     reply: dict[str, Any] = first.reply
@@ -146,7 +147,7 @@ def _first_reply(connection: Connection, idempotency_key: str, fingerprint: str)
 
 
 def _limit(connection: Connection, budget: TimeBudget) -> None:
-    """Let the next statements end with the budget.
+    """Limit the next statements to the budget.
 
     Raises:
         BudgetSpentError: it has ended.
@@ -157,13 +158,13 @@ def _limit(connection: Connection, budget: TimeBudget) -> None:
 
 
 def remove_old_replies(connection: Connection) -> None:
-    """Remove a few replies that no run can ask for any more."""
-    # With the owner's rights: the scheduler's role deletes nothing.
+    """Remove a few replies that no run can request any more."""
+    # This uses the owner's rights, because the scheduler's role may not delete.
     connection.execute(select(func.scenario.remove_old_replies(REPLIES_KEPT, REPLIES_REMOVED)))
 
 
 def _evaluate(connection: Connection, asked: EvaluationRequest, budget: TimeBudget) -> EvaluationReply:
-    """Evaluate those of the mentors that exist, each counted on its own."""
+    """Evaluate those mentors who exist, and count each one separately."""
     mentor_ids = [str(mentor_id) for mentor_id in asked.peer_mentor_ids]
     asked_for = source.keys(mentor_ids)
     mentor = source.mentors(source.access_of(connection), asked_for)
@@ -187,7 +188,7 @@ def _evaluate(connection: Connection, asked: EvaluationRequest, budget: TimeBudg
 
 
 def _reply_of(mentor_ids: list[str], existing: set[str], result: PageResult) -> EvaluationReply:
-    """Return one result for each mentor asked about, in their order."""
+    """Return one result for each mentor of the request, in its order."""
     errors = {item.peer_mentor_id: item.error for item in result.errors}
     unknown = ErrorInfo(ErrorType.EVALUATION_LOGIC, "there is no such mentor")
     errors |= dict.fromkeys((mentor_id for mentor_id in mentor_ids if mentor_id not in existing), unknown)
@@ -214,5 +215,5 @@ def _reply_of(mentor_ids: list[str], existing: set[str], result: PageResult) -> 
 
 
 def remote_error(info: ErrorInfo) -> RemoteError:
-    """Return an error as it stands in a reply."""
+    """Return an error in the form of a reply."""
     return RemoteError(error_type=info.error_type.value, error_message=info.error_message)

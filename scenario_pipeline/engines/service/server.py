@@ -1,7 +1,7 @@
 """Starts and stops the server of the trigger engine.
 
-Belongs here: who may start it, signals. Does not belong here: connections (`engines.service.connections`), or routes
-(`engines.service.app`).
+Belongs here: the conditions for a start, and signals. Does not belong here: connections
+(`engines.service.connections`), or routes (`engines.service.app`).
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from scenario_pipeline.settings import is_loopback
 
 
 def check_may_start(host: str, token: str | None, *, allow_anonymous: bool) -> None:
-    """Refuse to serve anyone who can reach the port without a token.
+    """Refuse to serve without a token if others can reach the port.
 
     Raises:
-        UserError: no token is set, and it was not asked for or the address is not this machine's own.
+        UserError: no token is set, and anonymous service was not requested or the address is not loopback.
     """
     if token is not None:
         return
@@ -40,9 +40,9 @@ def serve(database: Engine, listener: socket.socket, token: str | None, on_ready
 
     Args:
         database: pool of `CONNECTIONS` connections to the scheduler's own database.
-        listener: a socket that listens.
-        token: what callers must bear, or None to let anyone call.
-        on_ready: called once a signal ends the service in good order.
+        listener: a listening socket.
+        token: the token that callers must send, or None to let anyone call.
+        on_ready: called once signals end the service cleanly.
     """
     logger = StructuredLogger().bind(**NOT_IN_A_RUN)
     service = EngineService(database, token, logger)
@@ -52,8 +52,8 @@ def serve(database: Engine, listener: socket.socket, token: str | None, on_ready
         on_start=lambda: logger.emit(EngineStarted(port, token is not None)),
         on_stop=lambda: logger.emit(EngineStopped(service.requests)),
     )
-    # uvicorn takes signals only while it runs, and raises them once more afterwards for the previous handler. It
-    # handles them from now on, so that none is lost in between.
+    # uvicorn handles signals only while it runs, and then raises them again for the previous handler. Its handler is
+    # installed now, so that no signal is lost in between.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, server.handle_exit)
     on_ready()

@@ -1,6 +1,6 @@
-"""Invocations that are over, as the ledger and the notifications record them.
+"""Closed invocations, as the ledger and the notifications record them.
 
-Belongs here: what the asset checks and sensors compare. Does not belong here: the comparison (`defs.reconcile`).
+Belongs here: the values that asset checks and sensors compare. Does not belong here: the comparison (`defs.reconcile`).
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from scenario_pipeline.storage.tables import scenario_notifications, scheduler_r
 
 @dataclass(frozen=True)
 class ClosedInvocation:
-    """An invocation as the ledger has it, in the three places that must agree.
+    """An invocation in the ledger, in the three places that must agree.
 
     Attributes:
         invocation_id: the Dagster run id.
-        evaluation_date: the date it evaluated.
+        evaluation_date: the date for which it evaluated.
         dispatch_mode: `live` or `dry_run`.
         engine: which trigger engine evaluated, `sql` or `http`.
         status: `completed`, `partial` or `failed`.
-        remaining: mentors left unprocessed, or None where that is unknown.
+        remaining: unprocessed mentors, or None if their number is unknown.
         totals: its row in `scheduler_runs`, under the names of `scheduler_run_completed`.
         pages: the sum of its rows in `scheduler_run_pages`.
         notifications: the number of its rows in `scenario_notifications`.
@@ -46,13 +46,13 @@ class ClosedInvocation:
 
 
 def closed_invocation(connection: Connection, invocation_id: str) -> ClosedInvocation | None:
-    """Return an invocation that is over, or None if it is not or was never opened."""
+    """Return a closed invocation, or None if it is open or was never opened."""
     found = _closed(connection, scheduler_runs.c.invocation_id == invocation_id)
     return found[0] if found else None
 
 
 def closed_invocations(connection: Connection, evaluation_date: date) -> list[ClosedInvocation]:
-    """Return the invocations of a date that are over, the oldest first."""
+    """Return the closed invocations of a date, the oldest first."""
     return _closed(connection, scheduler_runs.c.evaluation_date == evaluation_date)
 
 
@@ -80,7 +80,7 @@ def _closed(connection: Connection, condition: ColumnElement[bool]) -> list[Clos
 
 
 def notifications_of(connection: Connection, invocation_id: str) -> BatchStats:
-    """Return what an invocation dispatched, as its notifications have it."""
+    """Return what an invocation dispatched, according to its notifications."""
     sent = scenario_notifications
     rows = connection.execute(
         select(sent.c.organisation_id, sent.c.scenario_type, func.count().label("n"))
@@ -91,7 +91,7 @@ def notifications_of(connection: Connection, invocation_id: str) -> BatchStats:
 
 
 def latest_evaluation_date(connection: Connection) -> date | None:
-    """Return the date of the invocation that was closed last, or None if there is none."""
+    """Return the date of the latest closed invocation, or None if there is none."""
     runs = scheduler_runs
     statement = select(runs.c.evaluation_date).where(runs.c.status != "running").order_by(runs.c.finished_at.desc())
     return connection.execute(statement.limit(1)).scalar_one_or_none()

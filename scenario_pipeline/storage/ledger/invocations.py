@@ -46,14 +46,14 @@ def open_invocation(
 ) -> bool:
     """Insert the invocation's row unless another process of the same invocation has done so.
 
-    A re-execution sets out to evaluate what its parent left, so that is its number of active mentors until the
-    list of mentors is read anew.
+    A re-execution starts with the mentors whom its parent left unprocessed. Their number is its number of active
+    mentors until it reads the list of mentors again.
 
     Returns:
         Whether this call opened it.
     """
     runs, pages = scheduler_runs, scheduler_run_pages
-    parent_left = (
+    of_parent = (
         select(
             runs.c.total_active_mentors
             - func.coalesce(
@@ -79,7 +79,7 @@ def open_invocation(
             time_budget_ms=order.time_budget_ms,
             status="running",
             started_at=func.clock_timestamp(),
-            total_active_mentors=func.coalesce(cast(parent_left, Integer), 0),
+            total_active_mentors=func.coalesce(cast(of_parent, Integer), 0),
             resume_after=resume_position(order).scalar_subquery(),
         )
         .on_conflict_do_nothing(index_elements=[runs.c.invocation_id])
@@ -89,11 +89,11 @@ def open_invocation(
 
 
 def join_invocation(connection: Connection, invocation_id: str) -> tuple[int, float]:
-    """Return what a process needs that joins an invocation which another one opened.
+    """Return what a process needs to join an invocation that another process opened.
 
     Returns:
-        The number of active mentors, and the seconds since it was opened by the database's clock: monotonic clocks
-        of two machines cannot be compared.
+        The number of active mentors, and the seconds since it was opened. The latter is by the database's clock,
+        because monotonic clocks of two machines cannot be compared.
     """
     table = scheduler_runs
     age = func.extract("epoch", func.clock_timestamp() - table.c.started_at)
@@ -103,11 +103,11 @@ def join_invocation(connection: Connection, invocation_id: str) -> tuple[int, fl
 
 
 def resume_position(order: RunOrder) -> Select[tuple[str | None]]:
-    """Select the mentor after whom the next run of the same kind starts, or NULL to start at the beginning.
+    """Select the mentor after whom the next run of the same kind starts, or NULL for the first mentor.
 
-    The latest run of the same scenario set, organisations and dispatch mode decides, or the one that is continued:
-    nothing if it completed; where it was closed, what it left; where its process was killed, the last page up to which
-    all pages were committed.
+    The latest run with the same scenarios, organisations and dispatch mode decides, or the run that is continued. If it
+    completed, the result is NULL. If it was closed otherwise, the result is its own `resume_after`. If its process was
+    killed, the result is the end of the last page before which all pages were committed.
     """
     runs = scheduler_runs
     same_kind = and_(
@@ -128,7 +128,7 @@ def resume_position(order: RunOrder) -> Select[tuple[str | None]]:
 
 
 def last_mentor_reached(invocation_id: ColumnElement[str]) -> ScalarSelect[str]:
-    """Select the last mentor of the last page up to which all pages of an invocation were committed."""
+    """Select the last mentor of the unbroken sequence of committed pages with which an invocation began."""
     pages = scheduler_run_pages
     numbered = (
         select(
@@ -149,7 +149,7 @@ def last_mentor_reached(invocation_id: ColumnElement[str]) -> ScalarSelect[str]:
 
 
 def list_active_mentors(connection: Connection, order: RunOrder, invocation_id: str) -> list[str]:
-    """Return the ids of the mentors to evaluate, those left over by the previous run first, and note their number.
+    """Return the ids of the mentors to evaluate, starting where the previous run stopped; record their number.
 
     Raises:
         SystemicError: the source has a mentor twice, or one without an id.
@@ -175,8 +175,8 @@ class OpenInvocation:
     """An invocation that nothing has closed yet.
 
     Attributes:
-        order: what it is to do.
-        total_active_mentors: mentors it set out to evaluate, as far as it had counted them.
+        order: what it has to do.
+        total_active_mentors: mentors it set out to evaluate; 0 or an estimate before it has counted them.
         elapsed_ms: whole milliseconds since it was opened, by the database's clock.
     """
 
@@ -186,9 +186,9 @@ class OpenInvocation:
 
 
 def lock_open_invocation(connection: Connection, invocation_id: str) -> OpenInvocation | None:
-    """Lock an open invocation's row, so that no page is committed for it; None if it is closed or never was opened.
+    """Lock an open invocation's row, so that no page is committed for it; None if it is not open.
 
-    Waits for the pages that hold the row (`claim_page`).
+    This waits for transactions whose pages hold the row (`claim_page`).
     """
     runs = scheduler_runs
     elapsed = func.extract("epoch", func.clock_timestamp() - runs.c.started_at)
@@ -214,7 +214,7 @@ def lock_open_invocation(connection: Connection, invocation_id: str) -> OpenInvo
 
 
 def overdue_invocations(connection: Connection, now: datetime, grace_seconds: float) -> list[str]:
-    """Return the invocations that are open although their time budget and the grace were over before `now`."""
+    """Return the open invocations whose time budget and grace period ended before `now`."""
     runs = scheduler_runs
     over = runs.c.started_at + (runs.c.time_budget_ms + grace_seconds * 1000) * text("interval '1 millisecond'")
     statement = select(runs.c.invocation_id).where(runs.c.status == "running", over < now)
@@ -222,14 +222,14 @@ def overdue_invocations(connection: Connection, now: datetime, grace_seconds: fl
 
 
 def close_invocation(connection: Connection, invocation_id: str, report: Report, *, skip_after: str | None) -> None:
-    """Write how an invocation ended, whose row this transaction has locked.
+    """Record how an invocation ended; this transaction has locked its row.
 
     Args:
         connection: inside the transaction that locked the row.
         invocation_id: which invocation.
         report: its totals.
-        skip_after: the last mentor of the page that goes to the end of the queue, so that nobody else starves: one
-            that failed the run, or that a whole budget could not finish. None if there is no such page.
+        skip_after: the last mentor of a page that moves to the end of the queue, so that other mentors do not starve.
+            Such a page failed the run, or a whole budget could not finish it. None if there is none.
     """
     runs = scheduler_runs
     reached = last_mentor_reached(literal(invocation_id, runs.c.invocation_id.type))
@@ -248,9 +248,9 @@ def close_invocation(connection: Connection, invocation_id: str, report: Report,
 
 
 def record_evaluations(connection: Connection, order: RunOrder, stats: BatchStats) -> None:
-    """Write `last_evaluated_count` and `last_evaluated_at` to the configuration rows that took part.
+    """Write `last_evaluated_count` and `last_evaluated_at` to the configuration rows that were used.
 
-    The rows are locked in key order first, so that runs that end together do not deadlock.
+    The rows are first locked in key order, so that runs which end at the same time do not deadlock.
     """
     table = scenario_evaluation_config
     rows = connection.execute(
@@ -260,7 +260,7 @@ def record_evaluations(connection: Connection, order: RunOrder, stats: BatchStat
         .with_for_update()
     ).all()
     overridden = {(row.scenario_type, row.organisation_id) for row in rows if row.organisation_id is not None}
-    notes = []
+    costs = []
     for row in rows:
         if row.organisation_id is not None:
             count = stats.evaluated_by_organisation.get(row.organisation_id, 0)
@@ -268,8 +268,8 @@ def record_evaluations(connection: Connection, order: RunOrder, stats: BatchStat
             evaluated = stats.evaluated_by_organisation.items()
             count = sum(n for organisation, n in evaluated if (row.scenario_type, organisation) not in overridden)
         if row.enabled:
-            notes.append({"of_scenario": row.scenario_type, "of_organisation": row.organisation_id, "count": count})
-    if notes:
+            costs.append({"of_scenario": row.scenario_type, "of_organisation": row.organisation_id, "count": count})
+    if costs:
         connection.execute(
             update(table)
             .where(
@@ -277,5 +277,5 @@ def record_evaluations(connection: Connection, order: RunOrder, stats: BatchStat
                 table.c.organisation_id.is_not_distinct_from(bindparam("of_organisation")),
             )
             .values(last_evaluated_count=bindparam("count"), last_evaluated_at=func.clock_timestamp()),
-            notes,
+            costs,
         )

@@ -16,15 +16,15 @@ from scenario_pipeline.errors import ErrorInfo, ErrorType, SystemicError
 from scenario_pipeline.records import MentorError, Page, PageResult
 from scenario_pipeline.storage.tables import scheduler_run_pages, scheduler_runs
 
-CLOSED_MEANWHILE = ErrorInfo(ErrorType.EVALUATION_LOGIC, "the invocation was closed while its process went on")
+CLOSED_MEANWHILE = ErrorInfo(ErrorType.EVALUATION_LOGIC, "the invocation was closed while its process still worked")
 
 
 def claim_page(connection: Connection, page: Page, invocation_id: str) -> PageResult | None:
-    """Begin a page: insert its row, or return what it came to if it was committed before.
+    """Begin a page: insert its row, or return its result if it was committed before.
 
-    A claim needs the invocation to be open, and keeps it from being closed until this transaction ends. The insert
-    waits for another transaction that holds the same row. So asking again shows what became of a commit whose answer
-    was lost: either its row is there, or it never happened and this transaction takes its place.
+    A claim requires an open invocation, and prevents its closing until this transaction ends. The insert waits for any
+    other transaction that holds the same row. So a second claim shows the outcome of a commit whose reply was lost.
+    Either its row exists, or the commit never happened and this transaction takes its place.
 
     Raises:
         SystemicError: the invocation is closed.
@@ -58,7 +58,7 @@ def claim_page(connection: Connection, page: Page, invocation_id: str) -> PageRe
 
 
 def read_page(connection: Connection, page_number: int, invocation_id: str | None) -> PageResult | None:
-    """Return what a committed page came to, or None if there is none."""
+    """Return the result of a committed page, or None if there is none."""
     table = scheduler_run_pages
     row = connection.execute(
         select(table).where(table.c.invocation_id == invocation_id, table.c.page_number == page_number)
@@ -69,8 +69,8 @@ def read_page(connection: Connection, page_number: int, invocation_id: str | Non
 def complete_page(connection: Connection, page: Page, invocation_id: str, result: PageResult) -> None:
     """Write a page's totals, in the page's own transaction.
 
-    The next run starts with the first mentor that is left. Where that is the first of the page, it comes last: the
-    mentor before it stands on another page.
+    The next run starts with the first unprocessed mentor. If that is the first mentor of the page, the mentor goes last
+    instead, because the previous mentor is on another page.
     """
     stats = result.stats
     settled = page.mentor_ids.index(result.unprocessed[0]) if result.unprocessed else len(page.mentor_ids)
@@ -96,7 +96,7 @@ def complete_page(connection: Connection, page: Page, invocation_id: str, result
 
 
 def read_pages(connection: Connection, invocation_id: str) -> dict[int, PageResult]:
-    """Return what the committed pages of an invocation came to, by page number."""
+    """Return the results of the committed pages of an invocation, by page number."""
     table = scheduler_run_pages
     rows = connection.execute(select(table).where(table.c.invocation_id == invocation_id).order_by(table.c.page_number))
     return {row.page_number: _result_of(row) for row in rows}
