@@ -284,12 +284,13 @@ def explained(exc: Exception, conninfo: str) -> NoConnectionError:
         exc: what psycopg raised.
         conninfo: what it was raised for; it is tried once more where the server itself refused.
     """
-    reason = _reason_of_text(exc)
-    said = None
+    reason, state = _reason_of_text(exc), None
     if reason is None:
         said = _asked_again(conninfo)
-        reason = Reason.UNKNOWN if said is None else _reason_of(said)
-    state = None if said is None else said.state
+        if isinstance(said, _Said):
+            reason, state = _reason_of(said), said.state
+        else:
+            reason = said
     sentence = f"{reason.sentence} with SQLSTATE {state}" if reason is Reason.UNKNOWN and state else reason.sentence
     return NoConnectionError(ErrorInfo(reason.error_type, sentence, state), reason.remedy)
 
@@ -319,12 +320,16 @@ def _reason_of(said: _Said) -> Reason:
     return reason
 
 
-def _asked_again(conninfo: str) -> _Said | None:
-    """Try once more to connect, and return the server's last refusal; None where it gave none, or cannot be traced."""
+def _asked_again(conninfo: str) -> _Said | Reason:
+    """Try once more to connect, and return the server's last refusal.
+
+    A server that refused a moment ago and does not now is one that starts or stops. Where nothing can be traced, the
+    reason stays unknown.
+    """
     try:
         descriptor = os.memfd_create("libpq-trace")  # it may hold a password, so it must never reach a disk
     except (AttributeError, OSError):
-        return None
+        return Reason.UNKNOWN
     try:
         connection = pq.PGconn.connect_start(conninfo.encode())
         try:
@@ -336,12 +341,12 @@ def _asked_again(conninfo: str) -> _Said | None:
             connection.finish()
         trace = os.pread(descriptor, os.fstat(descriptor).st_size, 0).decode(errors="replace")
     except (psycopg.Error, OSError, ValueError):  # libpq is too old to trace; a socket that has been closed
-        return None
+        return Reason.UNKNOWN
     finally:
         os.close(descriptor)
     found = list(_ERROR_RESPONSE.finditer(trace))
     if not found:
-        return None
+        return Reason.UNKNOWN if "\tErrorResponse\t" in trace else Reason.NOT_READY
     state, text, routine = found[-1].group("state", "text", "routine")
     without_tls = not is_local and "\tSSLRequest\t" not in trace
     return _Said(state, text, routine, without_tls)
