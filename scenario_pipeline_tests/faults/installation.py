@@ -116,11 +116,12 @@ class FaultyInstallation(Installation):
 
     def end_backends(self) -> None:
         """Let the server end the connections of the runs."""
+        # Ours have the same name.
+        self.engine.dispose()
         self.as_owner(f"SELECT pg_terminate_backend(pid) {_BACKENDS_OF_RUNS}")
 
     def backends_of_runs(self) -> list[int]:
         """Return the pids of the connections of the runs."""
-        self.engine.dispose()
         with psycopg.connect(self.url) as connection:
             return [pid for (pid,) in connection.execute(f"SELECT pid {_BACKENDS_OF_RUNS}")]
 

@@ -34,7 +34,8 @@ def test_a_frozen_process_commits_nothing_once_its_invocation_is_closed(
         evidence = run.end()
     assert sent(installation.engine) == before
     assert evidence.exit_status == 1
-    assert [json.loads(line)["event"] for line in log.read_bytes().splitlines()] == ["scheduler_run_started"]
+    entries = [json.loads(line) for line in log.read_bytes().splitlines()]
+    assert [e["event"] for e in entries if e["component"] == "scenario-scheduler"] == ["scheduler_run_started"]
     installation.judge(replace(evidence, log=log.read_bytes() + closing))
 
 
