@@ -119,8 +119,8 @@ class Scheduler:
             stopped = isinstance(exc, DagsterExecutionInterruptedError | KeyboardInterrupt)
             with captured_to_the_end(context.instance, invocation.invocation_id):
                 invocation.abandon(None if stopped else _why(exc))
-        PATIENCE.end_run()
         self._tag_run(context)
+        PATIENCE.end_run()
         self._closed_with_run.close()
 
     def _tag_run(self, context: InitResourceContext) -> None:

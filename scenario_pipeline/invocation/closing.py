@@ -31,6 +31,7 @@ from scenario_pipeline.storage.ledger.invocations import (
 )
 from scenario_pipeline.storage.ledger.pages import read_pages
 
+_STOP_SIGNALS = frozenset({signal.SIGINT, signal.SIGTERM})
 PROCESS_DIED = ErrorInfo(ErrorType.EVALUATION_LOGIC, "the process of the run ended without closing the invocation")
 
 
@@ -176,8 +177,13 @@ def uninterrupted() -> Iterator[None]:
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def is_told_to_stop() -> bool:
+    """Return whether a signal is held back that tells this process to stop."""
+    return hasattr(signal, "sigpending") and not signal.sigpending().isdisjoint(_STOP_SIGNALS)

@@ -21,6 +21,7 @@ from scenario_pipeline.errors import BudgetSpentError, ErrorInfo, ErrorType, Sys
 from scenario_pipeline.invocation.closing import (
     close,
     error_event,
+    is_told_to_stop,
     started_event,
     uninterrupted,
 )
@@ -93,7 +94,8 @@ class Invocation:
         self._runs_all_pages = runs_all_pages
         self._clock = clock
         self._budget = TimeBudget.start(order.time_budget_seconds, clock=clock)
-        self._closing: TimeBudget | None = None
+        self._closing = self._budget
+        self._is_stopping = False
         self._state = State.NEW
         self._may_have_opened = False
         self._total_active_mentors = 0
@@ -310,6 +312,7 @@ class Invocation:
 
     def terminate(self) -> Report:
         """Close the invocation because its process was told to stop; the current page was rolled back."""
+        self._is_stopping = True
         return self._stop("terminated")
 
     def _stop(self, reason: Literal["time_budget", "terminated"]) -> Report:
@@ -353,11 +356,7 @@ class Invocation:
         return BatchStats.sum(result.stats for result in self._pages.values())
 
     def _limit_closing(self, connection: Connection) -> None:
-        limit_statement_time(connection, max(self._closing_budget().remaining_seconds, LAST_STATEMENT_SECONDS))
-
-    def _closing_budget(self) -> TimeBudget:
-        self._closing = self._closing or TimeBudget.start(CLOSING_SECONDS, clock=self._clock)
-        return self._closing
+        limit_statement_time(connection, max(self._closing.remaining_seconds, LAST_STATEMENT_SECONDS))
 
     def _close(self, report_of: Callable[[Connection | None], Report]) -> Report:
         """Write the end to the ledger and to the log, exactly once, whichever caller comes first.
@@ -410,8 +409,16 @@ class Invocation:
     def _close_in_ledger(
         self, decide: Callable[[Connection, OpenInvocation], Report], emit: Callable[[Report], None]
     ) -> None:
-        pauses, closing = Pauses(), self._closing_budget()
+        """Close the ledger's row; a database that is out of reach is waited for as long as the run may last.
+
+        Whoever was told to stop has no more than the time for closing.
+        """
+        pauses = Pauses()
+        patience = TimeBudget.start(self._budget.remaining_seconds + CLOSING_SECONDS, clock=self._clock)
         while True:
+            self._closing = TimeBudget.start(min(CLOSING_SECONDS, patience.remaining_seconds), clock=self._clock)
+            if self._is_stopping or is_told_to_stop():
+                patience = self._closing
             try:
                 close(
                     self._database,
@@ -422,7 +429,7 @@ class Invocation:
                     skip_after=self._skip_after,
                 )
             except Exception as exc:
-                if not classify(exc).is_worth_waiting_for or not pauses.wait(closing.remaining_seconds):
+                if not classify(exc).is_worth_waiting_for or not pauses.wait(patience.remaining_seconds):
                     raise
             else:
                 return

@@ -286,12 +286,13 @@ def explained(exc: Exception, conninfo: str) -> NoConnectionError:
         exc: what psycopg raised.
         conninfo: the connection string; it is tried once more if the server itself refused.
     """
-    reason = _reason_of_text(exc)
-    refusal = None
+    reason, state = _reason_of_text(exc), None
     if reason is None:
-        refusal = _refusal_of(conninfo)
-        reason = Reason.UNKNOWN if refusal is None else _reason_of(refusal)
-    state = None if refusal is None else refusal.state
+        said = _asked_again(conninfo)
+        if isinstance(said, _Refusal):
+            reason, state = _reason_of(said), said.state
+        else:
+            reason = said
     sentence = f"{reason.sentence} with SQLSTATE {state}" if reason is Reason.UNKNOWN and state else reason.sentence
     return NoConnectionError(ErrorInfo(reason.error_type, sentence, state), reason.remedy)
 
@@ -321,12 +322,16 @@ def _reason_of(refusal: _Refusal) -> Reason:
     return reason
 
 
-def _refusal_of(conninfo: str) -> _Refusal | None:
-    """Try once more to connect, and return the server's last refusal; None if there was none, or no trace."""
+def _asked_again(conninfo: str) -> _Refusal | Reason:
+    """Try once more to connect, and return the server's last refusal.
+
+    A server that refused a moment ago and does not now is one that starts or stops. Where nothing can be traced, the
+    reason stays unknown.
+    """
     try:
         descriptor = os.memfd_create("libpq-trace")  # it may hold a password, so it must never reach a disk
     except (AttributeError, OSError):
-        return None
+        return Reason.UNKNOWN
     try:
         connection = pq.PGconn.connect_start(conninfo.encode())
         try:
@@ -337,13 +342,13 @@ def _refusal_of(conninfo: str) -> _Refusal | None:
         finally:
             connection.finish()
         trace = os.pread(descriptor, os.fstat(descriptor).st_size, 0).decode(errors="replace")
-    except (psycopg.Error, OSError, ValueError):  # libpq is too old to trace; the socket has been closed
-        return None
+    except (psycopg.Error, OSError, ValueError):  # libpq is too old to trace; a socket that has been closed
+        return Reason.UNKNOWN
     finally:
         os.close(descriptor)
     found = list(_ERROR_RESPONSE.finditer(trace))
     if not found:
-        return None
+        return Reason.UNKNOWN if "\tErrorResponse\t" in trace else Reason.NOT_READY
     state, text, routine = found[-1].group("state", "text", "routine")
     without_tls = not is_local and "\tSSLRequest\t" not in trace
     return _Refusal(state, text, routine, without_tls)

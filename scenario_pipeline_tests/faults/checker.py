@@ -30,6 +30,8 @@ GRACE_SECONDS = 2.0
 ENDING_SECONDS = 5.0
 # How long a terminated run may take to close its log.
 STOPPING_SECONDS = 2.0
+# How far what a run measures of itself may be from the timestamps of its log, on a machine that does other things.
+CLOCK_SECONDS = 1.0
 
 _OF_THE_LEDGER = (
     "total_active_mentors",
@@ -90,6 +92,7 @@ def complaints(evidence: Evidence, database: Engine, undisturbed: Sent, next_run
     """Yield one sentence for each promise that is broken; the arguments are those of `check`."""
     _wait_for_the_end_of_its_backends(database)
     yield from _in_time(evidence)
+    yield from _by_another_clock(evidence)
     yield from _torn(evidence.log)
     written = _entries(evidence.log)
     still_open = _still_open(database)
@@ -159,6 +162,24 @@ def _in_time(evidence: Evidence) -> Iterator[str]:
             took = (evidence.ended_at - started).total_seconds()
             if took > allowed + ENDING_SECONDS:
                 yield f"the process ended {took:.1f} s after it began, {allowed + ENDING_SECONDS:.1f} s are allowed"
+
+
+def _by_another_clock(evidence: Evidence) -> Iterator[str]:
+    """Hold what a run says of its time against the timestamps of its log and against its budget."""
+    allowed = evidence.time_budget_seconds + GRACE_SECONDS
+    for events in _invocations(evidence.log).values():
+        if not {"scheduler_run_started", "scheduler_run_completed"} <= set(events):
+            continue  # the grammar has it
+        started, completed = (
+            datetime.fromisoformat(events[f"scheduler_run_{name}"]["timestamp"]) for name in ("started", "completed")
+        )
+        took, duration = (completed - started).total_seconds(), events["scheduler_run_completed"]["duration_ms"] / 1000
+        # It may have waited before it could announce itself, so a longer duration is none of another clock.
+        if not took - CLOCK_SECONDS <= duration <= allowed + CLOCK_SECONDS:
+            yield f"duration_ms says {duration:.1f} s, the log {took:.1f} s, and {allowed:.1f} s are allowed"
+        reason = events.get("scheduler_run_partial", {}).get("reason")
+        if reason == "time_budget" and duration < evidence.time_budget_seconds - CLOCK_SECONDS:
+            yield f"its budget of {evidence.time_budget_seconds:.1f} s was spent after {duration:.1f} s"
 
 
 def _still_open(database: Engine) -> list[str]:

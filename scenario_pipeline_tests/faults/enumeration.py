@@ -48,7 +48,7 @@ ACTING: dict[str, frozenset[str] | None] = {
     closing.__file__: None,
     sql.__file__: frozenset({"evaluate_page", "_evaluate_in"}),
     stdout.__file__: frozenset({"write", "_write"}),
-    resources.__file__: frozenset({"yield_for_execution", "_tag_run"}),
+    resources.__file__: frozenset({"scheduler", "open_or_join", "close", "_tag_run"}),
     __file__: frozenset({"between_two_pages"}),
 }
 

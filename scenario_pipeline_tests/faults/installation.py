@@ -6,6 +6,7 @@ here: judging it (`checker`).
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from typing import IO, Any
 
 import psycopg
 
+from scenario_pipeline.invocation.closing import close_dead_invocation
 from scenario_pipeline.storage import database
 from scenario_pipeline_tests.faults import checker, small_world
 from scenario_pipeline_tests.faults.checker import Evidence
@@ -27,6 +29,10 @@ from scenario_pipeline_tests.support.waiting import wait_until_blocked
 
 # Nothing here takes a run longer than a few seconds: a longer wait is in vain.
 PATIENCE_SECONDS = 120
+_BACKENDS_OF_RUNS = (
+    "FROM pg_stat_activity WHERE datname = current_database() "
+    "AND application_name = 'scenario-pipeline' AND pid <> pg_backend_pid()"
+)
 
 
 class Run:
@@ -110,10 +116,25 @@ class FaultyInstallation(Installation):
 
     def end_backends(self) -> None:
         """Let the server end the connections of the runs."""
-        self.as_owner(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() "
-            "AND application_name = 'scenario-pipeline' AND pid <> pg_backend_pid()"
-        )
+        # Ours have the same name.
+        self.engine.dispose()
+        self.as_owner(f"SELECT pg_terminate_backend(pid) {_BACKENDS_OF_RUNS}")
+
+    def backends_of_runs(self) -> list[int]:
+        """Return the pids of the connections of the runs."""
+        with psycopg.connect(self.url) as connection:
+            return [pid for (pid,) in connection.execute(f"SELECT pid {_BACKENDS_OF_RUNS}")]
+
+    def close_as_sensors_do(self, written: bytes) -> bytes:
+        """Close the invocation of a run whose process is taken for dead, and return what that writes.
+
+        Args:
+            written: its log so far.
+        """
+        entries, log = [json.loads(line) for line in written.splitlines()], Log()
+        invocation_id = entries[0]["invocation_id"]
+        assert close_dead_invocation(self.engine, invocation_id, log.logger(invocation_id), logged=entries)
+        return b"".join(log.lines)
 
     def captured_log(self) -> bytes:
         """Return the event log of the only run, as Dagster has captured it."""

@@ -10,13 +10,18 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, text
+from sqlalchemy import Connection, Engine, text
 
+from scenario_pipeline.engines import sql
+from scenario_pipeline.engines.sql import SqlTriggerEngine
+from scenario_pipeline.invocation.closing import close_dead_invocation
+from scenario_pipeline.invocation.run import Invocation
+from scenario_pipeline.records import Page
 from scenario_pipeline.storage import database
 from scenario_pipeline_tests.faults import checker, small_world
 from scenario_pipeline_tests.faults.checker import Evidence
 from scenario_pipeline_tests.support.invariants import sent
-from scenario_pipeline_tests.support.people import mentor_id
+from scenario_pipeline_tests.support.people import mentor_id, new_invocation_id
 from scenario_pipeline_tests.support.runs import Log, make_request, run_invocation
 
 TIME_BUDGET_SECONDS = 30.0
@@ -79,6 +84,14 @@ def without_the_last_line(evidence: Evidence) -> Evidence:
     return replace(evidence, log=b"".join(evidence.log.splitlines(keepends=True)[:-1]))
 
 
+def partial(evidence: Evidence) -> Evidence:
+    """Return the evidence as if the run had said that its budget was spent."""
+    *entries, completed = map(json.loads, evidence.log.splitlines())
+    spent = completed | {"event": "scheduler_run_partial", "reason": "time_budget", "remaining_unprocessed_count": 0}
+    lines = [*entries, spent, completed | {"completed": False, "duration_ms": 400}]
+    return replace(evidence, log=b"".join(json.dumps(entry).encode() + b"\n" for entry in lines))
+
+
 Doctor = Callable[[Evidence], Evidence]
 DOCTORED_LOGS: dict[str, tuple[Doctor, str]] = {
     "no closing entry": (without_the_last_line, r"does not end with one scheduler_run_completed"),
@@ -121,6 +134,18 @@ DOCTORED_LOGS: dict[str, tuple[Doctor, str]] = {
     "a log closed too late": (
         lambda evidence: edited(evidence, -1, timestamp=later(evidence, 0, 32.2)),
         r"^the log was closed 32\.2 s after it was begun, 32\.0 s are allowed",
+    ),
+    "a duration by a clock that is behind": (
+        lambda evidence: edited(evidence, -1, timestamp=later(evidence, 0, 5), duration_ms=0),
+        r"^duration_ms says 0\.0 s, the log 5\.0 s",
+    ),
+    "a duration by a clock that is ahead": (
+        lambda evidence: edited(evidence, -1, duration_ms=45_200),
+        r"^duration_ms says 45\.2 s, .* and 32\.0 s are allowed",
+    ),
+    "a budget by another clock": (
+        partial,
+        r"^its budget of 30\.0 s was spent after 0\.\d s",
     ),
     "a process that ends too late": (
         lambda evidence: replace(evidence, ended_at=datetime.fromisoformat(later(evidence, 0, 37.2))),
@@ -208,6 +233,46 @@ def test_a_log_that_others_had_to_close_is_accepted_of_a_killed_process_only(gen
         connection.execute(text("UPDATE scenario.scheduler_runs SET status = 'running', finished_at = NULL"))
     found = complaints(without_the_last_line(genuine), owner)
     assert "the process was not killed, and its log had to be closed for it" in found
+
+
+def closed_between_two_pages(owner: Engine) -> Evidence:
+    """Make a run whose invocation is closed for it while it goes on, and return all of its log."""
+    log, invocation_id = Log(), new_invocation_id()
+    invocation = Invocation(
+        make_request(page_size=small_world.PAGE_SIZE),
+        invocation_id,
+        database=owner,
+        trigger_engine=SqlTriggerEngine(owner),
+        logger=log.logger(invocation_id),
+    )
+    invocation.open()
+    first, second, third = invocation.plan()
+    outcomes = [invocation.evaluate(first)]
+    close_dead_invocation(owner, invocation_id, log.logger(invocation_id), logged=log.entries)
+    outcomes += [invocation.evaluate(second), invocation.evaluate(third)]
+    invocation.finish(outcomes)
+    return Evidence(b"".join(log.lines), TIME_BUDGET_SECONDS, killed=True)
+
+
+def test_a_page_that_is_not_committed_into_a_closed_invocation_is_accepted(owner: Engine) -> None:
+    """A frozen process that goes on when its invocation is closed has nothing more to say."""
+    assert complaints(closed_between_two_pages(owner), owner) == []
+
+
+def test_a_page_committed_into_a_closed_invocation_is_complained_of(
+    owner: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once 960 notifications carried the id of an invocation whose log said 0: a claim did not ask if it was open."""
+
+    def claim_without_asking(connection: Connection, page: Page, invocation_id: str) -> None:
+        values = {"id": invocation_id, "page": page.number, "last": page.mentor_ids[-1]}
+        statement = "INSERT INTO scenario.scheduler_run_pages (invocation_id, page_number, last_mentor_id)"
+        connection.execute(text(f"{statement} VALUES (:id, :page, :last)"), values)
+
+    monkeypatch.setattr(sql, "claim_page", claim_without_asking)
+    found = "\n".join(complaints(closed_between_two_pages(owner), owner))
+    assert re.search(r"^the log says \d+ dispatched, there are \d+ notifications", found, flags=re.M)
+    assert re.search(r"total_evaluated is 9, its pages add up to \d+", found)
 
 
 def test_a_next_run_that_does_not_complete_is_complained_of(genuine: Evidence, owner: Engine) -> None:

@@ -38,17 +38,24 @@ class Patience:
 
     def __init__(self) -> None:
         self._until: float | None = None
+        self._is_run_over = False
         self._lost_since: float | None = None
         self._given_up_at = 0.0
 
     def begin_run(self, time_budget_seconds: float) -> None:
         """Wait for nothing beyond this time budget, which begins now."""
         self._until = time.monotonic() + time_budget_seconds
+        self._is_run_over = False
         self._lost_since = None
 
     def end_run(self) -> None:
-        """Be patient again: a process may live longer than the run it executed."""
-        self._until = None
+        """Be patient again: a process may live longer than the run it executed.
+
+        Not before the database is back: Dagster stores its last entries about a run after the run's resources are gone.
+        """
+        self._is_run_over = True
+        if self._lost_since is None:
+            self._until = None
 
     def connect(self, dialect: Any, _record: Any, arguments: Any, parameters: Any) -> Any:
         """Connect as SQLAlchemy would have done (its event `do_connect`).
@@ -72,6 +79,8 @@ class Patience:
                 self._lost_since = self._lost_since or now
             else:
                 self._lost_since = None
+                if self._is_run_over:
+                    self._until = None
                 return connection
             now = time.monotonic()
             if now >= min(self._until, self._lost_since + OUTAGE_SECONDS):
