@@ -31,24 +31,34 @@ class LineSink:
 
     Args:
         fd: where lines go; looked up at each write, so a redirected stdout is followed.
+
+    Attributes:
+        dropped: how many lines the process's own stdout did not take.
+        dropped_copies: how many lines a file with a copy of them did not take.
     """
 
     def __init__(self, fd: int = STDOUT) -> None:
         self.fd = fd
-        self.dropped = 0
+        self.dropped = self.dropped_copies = 0
         self._torn: set[tuple[int, int]] = set()
         # For each file that had no room once: how long it may still be waited for, and what it took since without that.
         self._patience: dict[tuple[int, int], tuple[float, int]] = {}
         self._lock = threading.Lock()
         self._copy_to: int | None = None
+        # While stdout is captured, `fd` leads to the file, and the copy goes to the process's own stdout.
+        self._is_copy = False
         self._observer: Callable[[bytes], None] | None = None
 
     def write(self, line: bytes) -> None:
         """Write one line, which ends in a line feed, with a single write to each descriptor; never raises."""
         with self._lock:
-            for fd in (self.fd, self._copy_to):
-                if fd is not None:
-                    self._write(fd, line)
+            for fd, is_copy in ((self.fd, self._is_copy), (self._copy_to, not self._is_copy)):
+                if fd is None or self._write(fd, line):
+                    continue
+                if is_copy:
+                    self.dropped_copies += 1
+                else:
+                    self.dropped += 1
         if self._observer is not None:
             self._observer(line)
 
@@ -79,8 +89,10 @@ class LineSink:
             return
         try:
             with self.copied_to(copy):
+                self._is_copy = True
                 yield
         finally:
+            self._is_copy = False
             os.close(copy)
 
     @contextmanager
@@ -92,21 +104,19 @@ class LineSink:
         finally:
             self._copy_to = before
 
-    def _write(self, fd: int, line: bytes) -> None:
+    def _write(self, fd: int, line: bytes) -> bool:
+        """Write a line to one descriptor; return whether it stands there whole."""
         # A full disk can leave half a line; without this the next one would be glued to it.
         try:
             data = b"\n" + line if self._torn and _file_of(fd) in self._torn else line
             written = os.write(fd, data) if self._takes_a_line(fd, len(data)) else 0
         except (OSError, ValueError):  # closed, none, broken pipe, full disk: the batch goes on, the loss is reported
-            self.dropped += 1
-            return
-        if not written:
-            self.dropped += 1
-        elif written < len(data):
+            return False
+        if written and written < len(data):
             self._torn.add(_file_of(fd))
-            self.dropped += 1
-        elif self._torn:
+        elif written and self._torn:
             self._torn.discard(_file_of(fd))
+        return written == len(data)
 
     def _takes_a_line(self, fd: int, size: int) -> bool:
         """Whether a write will not wait for a reader who may never come back; waits itself for a slow one.
