@@ -50,15 +50,16 @@ class Patience:
 
     def __init__(self) -> None:
         self.refusal: ErrorInfo | None = None
-        self._executes_a_run = False
+        self._executes_a_run, self._is_over = False, True
         self._until: float | None = None
         self._lost_since: float | None = None
         self._given_up_at = 0.0
 
     def enter_run(self) -> None:
-        """Lose an entry rather than the run from now on; does nothing in the middle of one."""
-        if not self._executes_a_run:
-            self._executes_a_run, self.refusal = True, None
+        """Lose an entry rather than the run, from now until the process ends: the last entries follow the run's end."""
+        if self._is_over:
+            self.refusal = None
+        self._executes_a_run, self._is_over = True, False
 
     def begin_run(self, time_budget_seconds: float) -> None:
         """Wait for nothing beyond this time budget, which begins now."""
@@ -67,8 +68,8 @@ class Patience:
         self._lost_since = None
 
     def end_run(self) -> None:
-        """Be patient and strict again: a process may live longer than the run it executed."""
-        self._executes_a_run, self._until = False, None
+        """Be patient again: a process may live longer than the run it executed."""
+        self._is_over, self._until = True, None
 
     def stored_or_lost(self, store: Callable[P, None]) -> Callable[P, None]:
         """Return `store`, whose failure does not end the run of this process."""
