@@ -9,7 +9,10 @@ from typing import Any
 
 import psycopg
 import pytest
+from sqlalchemy.exc import SQLAlchemyError
 
+from scenario_pipeline.defs.instance.home import load_instance
+from scenario_pipeline.settings import Settings
 from scenario_pipeline.storage.embedded import EmbeddedPostgres
 from scenario_pipeline_tests.support.installation import Installation
 from scenario_pipeline_tests.support.invariants import sent
@@ -113,6 +116,20 @@ def test_entries_that_wait_for_a_lock_do_not_hold_a_run_for_ever(
         stdout, stderr = installation.command(*ARGUMENTS, "--time-budget", "30")
     assert names_in(stdout) == ["scheduler_run_started", "scheduler_run_completed"], stderr
     assert len(sent(installation.engine)) == 18
+
+
+def test_an_error_of_dagsters_database_carries_no_statement(
+    installation: Installation, records: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The daemon and the web server write errors to stderr as they are: `[SQL: ...]`, with every parameter."""
+    refuse(records, "a server that only reads")
+    for name, value in installation.environment.items():
+        monkeypatch.setenv(name, value)
+    with load_instance(Settings.from_environment()) as instance, pytest.raises(SQLAlchemyError) as raised:
+        instance.run_storage.set_cursor_values({"a name": "a value"})
+    assert "cannot execute INSERT in a read-only transaction" in str(raised.value)
+    assert "[SQL" not in str(raised.value)
+    assert "a value" not in str(raised.value)
 
 
 def test_with_neither_database_to_write_the_log_is_closed(
