@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from dagster import (
+    DagsterEventType,
     DagsterInstance,
-    DagsterRunStatus,
     InitResourceContext,
     InputContext,
     IOManager,
@@ -68,7 +68,14 @@ def handed_on_outputs(context: InitResourceContext) -> Iterator[HandedOnOutputs]
     outputs = HandedOnOutputs(Path(instance.storage_directory()))
     yield outputs
     with suppress(Exception):  # Dagster's storage is gone: the files wait for the retention
-        if context.run is not None:
-            record = instance.get_run_by_id(context.run.run_id)
-            if record is not None and record.status is DagsterRunStatus.SUCCESS:
-                outputs.forget()
+        if context.run is not None and _has_done_its_last_step(instance, context.run.run_id):
+            outputs.forget()
+
+
+def _has_done_its_last_step(instance: DagsterInstance, run_id: str) -> bool:
+    """Whether a run has succeeded; its status says so only after its resources are gone."""
+    newest = instance.get_records_for_run(
+        run_id, of_type=DagsterEventType.STEP_SUCCESS, limit=1, ascending=False
+    ).records
+    event = newest[0].event_log_entry.dagster_event if newest else None
+    return event is not None and (event.step_key or "").endswith("summarize_run")

@@ -9,12 +9,11 @@ from typing import Any
 
 import pytest
 from dagster import DagsterInstance, JobExecutionResult, build_sensor_context, execute_job
-from dagster._core.definitions.reconstruct import ReconstructableRepository
 from sqlalchemy import Engine, text
 
 from scenario_pipeline.defs import retention
-from scenario_pipeline.defs.job import JOB_NAME
 from scenario_pipeline.defs.retention import forget, forget_old_runs_sensor
+from scenario_pipeline_tests.support.definitions import reconstructable_job
 from scenario_pipeline_tests.support.people import D, mentor_id, ten_mentors
 from scenario_pipeline_tests.support.triggers import lose_the_connection_for
 
@@ -33,13 +32,12 @@ def instance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, database_url: str)
 
 
 def run(instance: DagsterInstance) -> JobExecutionResult:
-    job = ReconstructableRepository.for_module("scenario_pipeline.definitions", "defs").get_reconstructable_job(
-        JOB_NAME
-    )
     config = {"evaluation_date": D.isoformat(), "dispatch_mode": "live", "page_size": 2}
     quiet = {"console": {"config": {"log_level": "CRITICAL"}}}
     return execute_job(
-        job, instance, run_config={"ops": {"fetch_active_mentors": {"config": config}}, "loggers": quiet}
+        reconstructable_job(),
+        instance,
+        run_config={"ops": {"fetch_active_mentors": {"config": config}}, "loggers": quiet},
     )
 
 

@@ -10,6 +10,7 @@ from functools import wraps
 from typing import Any, ParamSpec, Self
 
 import psycopg
+from dagster import DagsterEvent
 from dagster_postgres import DagsterPostgresStorage
 from dagster_postgres.utils import DagsterPostgresException, set_pg_statement_timeout
 from sqlalchemy import event
@@ -53,7 +54,7 @@ class Patience:
         self._executes_a_run, self._is_over = False, True
         self._until: float | None = None
         self._lost_since: float | None = None
-        self._given_up_at = 0.0
+        self._given_up_at = self._silent_until = 0.0
 
     def enter_run(self) -> None:
         """Lose an entry rather than the run, from now until the process ends: the last entries follow the run's end."""
@@ -71,17 +72,28 @@ class Patience:
         """Be patient again: a process may live longer than the run it executed."""
         self._is_over, self._until = True, None
 
-    def stored_or_lost(self, store: Callable[P, None]) -> Callable[P, None]:
-        """Return `store`, whose failure does not end the run of this process."""
+    def stored_or_lost(self, store: Callable[P, None], is_of_the_run: Callable[P, bool]) -> Callable[P, None]:
+        """Return `store`, whose failure does not end the run of this process.
+
+        Args:
+            store: stores one entry.
+            is_of_the_run: whether an entry says how the run as a whole fares; others are not tried again soon after
+                one that waited in vain.
+        """
 
         @wraps(store)
         def attempt(*args: P.args, **kwargs: P.kwargs) -> None:
+            if self._executes_a_run and time.monotonic() < self._silent_until and not is_of_the_run(*args, **kwargs):
+                return
             try:
                 store(*args, **kwargs)
             except Exception as exc:
                 if not self._executes_a_run:
                     raise
-                self.refusal = self.refusal or classify(exc)
+                failure = classify(exc)
+                self.refusal = self.refusal or failure
+                if failure.error_type in (ErrorType.NETWORK, ErrorType.TIMEOUT):
+                    self._silent_until = time.monotonic() + RETRY_SECONDS
 
         return attempt
 
@@ -147,8 +159,11 @@ class InstanceStorage(DagsterPostgresStorage):
             event.listen(engine, "do_connect", PATIENCE.connect)
             event.listen(engine, "handle_error", _without_its_statement)
         # What Dagster writes while a run goes on.
-        for storage, name in ((self.event_log_storage, "store_event"), (self.run_storage, "handle_run_event")):
-            setattr(storage, name, PATIENCE.stored_or_lost(getattr(storage, name)))
+        events, runs = self._event_log_storage, self._run_storage
+        store_event = PATIENCE.stored_or_lost(events.store_event, lambda event: _is_of_the_run(event.dagster_event))
+        handle_run_event = PATIENCE.stored_or_lost(runs.handle_run_event, lambda *_: True)
+        events.store_event = store_event  # type: ignore[method-assign]
+        runs.handle_run_event = handle_run_event  # type: ignore[method-assign]
 
     @classmethod
     def config_type(cls) -> dict[str, Any]:
@@ -173,6 +188,10 @@ class InstanceStorage(DagsterPostgresStorage):
         except (psycopg.Error, SQLAlchemyError, DagsterPostgresException) as exc:
             reason = classify(exc).error_message
         raise UserError(f"Dagster's database cannot be used: {reason}.", exit_status=1)
+
+
+def _is_of_the_run(event: DagsterEvent | None) -> bool:
+    return event is not None and event.is_job_event
 
 
 def _without_its_statement(context: ExceptionContext) -> None:
