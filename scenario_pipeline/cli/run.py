@@ -1,7 +1,7 @@
 """`scenario-pipeline run`: one invocation in this process.
 
-Belongs here: the options, and what a person is shown before, while and after it runs. Does not belong here: the run
-itself (`defs.local_run`).
+Belongs here: the options, and what a person is shown before and while it runs. Does not belong here: the run itself
+(`defs.local_run`), or how it ended (`cli.outcome`).
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ import uuid
 from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout, suppress
 from datetime import date
+from functools import partial
 from typing import Any
 
 import click
 from click.shell_completion import CompletionItem
 
 from scenario_pipeline.cli.terminal import (
-    EXIT_COMPLETED,
     EXIT_FAILED,
-    EXIT_PARTIAL,
+    Progress,
     announce,
     counted,
     echo,
@@ -30,7 +30,7 @@ from scenario_pipeline.cli.terminal import (
     progress,
 )
 from scenario_pipeline.failures import SystemicError, UserError
-from scenario_pipeline.records import DISPATCH_MODES, parse_date
+from scenario_pipeline.records import DISPATCH_MODES, parse_date, resolve_dispatch_mode
 from scenario_pipeline.settings import ENGINES, Settings, check_page_size, check_time_budget
 
 
@@ -96,8 +96,10 @@ def run(
     settings = Settings.from_environment()
     evaluation_date = None if date_text is None else _date(date_text)
     config = _run_config(scenarios, organisations, **options)
+    today = settings.today(utc_now())
     if evaluation_date is not None:
         config["evaluation_date"] = evaluation_date.isoformat()
+        resolve_dispatch_mode(config["dispatch_mode"], evaluation_date, today)
     if (options["engine_name"] or settings.engine) == "http":
         _ = settings.needed_engine_url
     if settings.database_url is None or with_demo:
@@ -106,7 +108,7 @@ def run(
                 load_demo_if_empty(database, settings)
     if organisations:
         _refuse_unknown_organisations(settings, config["organisation_ids"])
-    sys.exit(_execute(settings, config, evaluation_date or settings.today(utc_now())))
+    sys.exit(_execute(settings, config, evaluation_date or today))
 
 
 def _run_config(
@@ -169,11 +171,11 @@ def _refuse_unknown_organisations(settings: Settings, organisation_ids: Sequence
 
 
 def _execute(settings: Settings, config: dict[str, Any], evaluation_date: date) -> int:
-    """Execute one invocation and return the exit status that its closing events stand for."""
+    """Execute one invocation and return the exit status that its end in the ledger stands for."""
     announce("Loading Dagster")
+    from scenario_pipeline.cli.outcome import summarise
+    from scenario_pipeline.defs.instance.captured_output import UNWRITTEN
     from scenario_pipeline.defs.instance.home import load_instance, unrecorded_instance
-    from scenario_pipeline.defs.local_run import execute
-    from scenario_pipeline.errors import classify
     from scenario_pipeline.log.stdout import STDOUT_SINK
 
     # dagster-postgres warns through the root logger, in the driver's own words.
@@ -186,24 +188,25 @@ def _execute(settings: Settings, config: dict[str, Any], evaluation_date: date) 
         echo(f"{exc} This run will not be seen in the web UI.")
         recorded = unrecorded_instance()
 
-    seen: dict[str, dict[str, Any]] = {}
+    logged: dict[str, dict[str, Any]] = {}
+    run_ids: list[str] = []
 
     def remember(line: bytes) -> None:
         entry = json.loads(line)
-        seen[entry["event"]] = entry
+        logged[entry["event"]] = entry
 
     announce("Starting the run")
-    with recorded as instance, progress() as show, STDOUT_SINK.observed_by(remember):
-        try:
-            execute(
-                instance,
-                config,
-                evaluation_date=evaluation_date,
-                on_page=lambda pages, total: show("Pages evaluated", pages, total),
-            )
-        except Exception as exc:  # noqa: BLE001 - the boundary of Dagster: the events below say how the run ended
-            echo(f"Dagster could not keep its record of this run: {classify(exc).error_message}.")
-    status = _summarise(seen)
+    with progress() as show, STDOUT_SINK.observed_by(remember):
+        once = partial(_execute_once, config=config, evaluation_date=evaluation_date, show=show, run_ids=run_ids)
+        refusal = once(recorded)
+        if refusal is not None and not logged:
+            echo(f"Dagster cannot keep a record of this run: {refusal}. It will not be seen in the web UI.")
+            refusal = once(unrecorded_instance())
+        if refusal is not None:
+            echo(f"Dagster could not keep its record of this run: {refusal}.")
+    status = summarise(settings, run_ids[-1] if run_ids else None, logged)
+    for path, reason in UNWRITTEN.items():
+        echo(f"{path} could not be written: {reason}. The web UI shows it; stdout and the ledger are apart from it.")
     if STDOUT_SINK.dropped:
         lost = counted(STDOUT_SINK.dropped, "entry", "entries")
         echo(f"{lost} could not be written to stdout: the log is incomplete, the ledger is not.")
@@ -211,29 +214,27 @@ def _execute(settings: Settings, config: dict[str, Any], evaluation_date: date) 
     return status
 
 
-def _summarise(seen: dict[str, dict[str, Any]]) -> int:
-    done = seen.get("scheduler_run_completed")
-    if done is None:
-        echo("The run was stopped before it began; nothing was evaluated.")
-        return EXIT_FAILED
-    started = seen["scheduler_run_started"]
-    mentors = counted(done["total_active_mentors"], "active mentor")
-    echo(
-        f"{started['evaluation_date']} ({started['dispatch_mode']}): {done['total_evaluated']:,} of {mentors} "
-        f"evaluated in {done['duration_ms']:,} ms, "
-        f"{done['total_dispatched']:,} dispatched {_breakdown(done['dispatched_by_scenario'])}, "
-        f"{done['total_suppressed']:,} suppressed {_breakdown(done['suppressed_by_reason'])}, "
-        f"{counted(done['total_errors'], 'error')}."
-    )
-    if failed := seen.get("scheduler_run_failed"):
-        echo(f"Failed ({failed['error_type']}): {failed['error_message']}.")
-        return EXIT_FAILED
-    if partial := seen.get("scheduler_run_partial"):
-        rest = counted(partial["remaining_unprocessed_count"], "mentor")
-        echo(f"Partial ({partial['reason']}): {rest} left for the next run.")
-        return EXIT_PARTIAL
-    return EXIT_COMPLETED
+def _execute_once(
+    instance: Any,
+    config: dict[str, Any],
+    evaluation_date: date,
+    show: Progress,
+    run_ids: list[str],
+) -> str | None:
+    """Execute one invocation; return why Dagster's records failed it, or lack some of it, if they do."""
+    from scenario_pipeline.defs.instance.storage import PATIENCE
+    from scenario_pipeline.defs.local_run import execute
+    from scenario_pipeline.errors import classify
 
-
-def _breakdown(counts: dict[str, int]) -> str:
-    return f"({', '.join(f'{name} {n:,}' for name, n in counts.items())})" if counts else "(none)"
+    try:
+        with instance:
+            ended_by_itself = execute(
+                instance,
+                config,
+                evaluation_date=evaluation_date,
+                on_page=lambda pages, total: show("Pages evaluated", pages, total),
+                on_created=run_ids.append,
+            )
+    except Exception as exc:  # noqa: BLE001 - the boundary of Dagster: the ledger says how the run ended
+        return classify(exc).error_message
+    return PATIENCE.refusal.error_message if PATIENCE.refusal is not None and ended_by_itself else None

@@ -49,7 +49,13 @@ def up(host: str, port: int) -> None:
         announce("Starting Dagster (Ctrl-C stops it)")
         from scenario_pipeline.defs.dev_server import serve
 
-        status = serve(settings, host, port, on_ready=lambda url: click.echo(f"Dagster is served at {url}"))
+        status = serve(
+            settings,
+            host,
+            port,
+            on_ready=lambda url: click.echo(f"Dagster is served at {url}"),
+            on_trouble=echo,
+        )
     finally:
         if owns_server:
             embedded_postgres(settings).stop()

@@ -10,6 +10,7 @@ from scenario_pipeline.defs.checks import error_rate, events_match_ledger
 from scenario_pipeline.defs.job import evaluations_asset, scheduler_job
 from scenario_pipeline.defs.partitions import daily_partitions
 from scenario_pipeline.defs.resources import run_resources
+from scenario_pipeline.defs.retention import forget_old_runs_sensor
 from scenario_pipeline.defs.schedules import build_schedules
 from scenario_pipeline.defs.sensors import build_sensors
 from scenario_pipeline.settings import Settings
@@ -28,7 +29,7 @@ def build_definitions(settings: Settings) -> Definitions:
         asset_checks=[events_match_ledger, error_rate],
         jobs=[job],
         schedules=build_schedules(job, settings),
-        sensors=build_sensors(job, settings),
+        sensors=[*build_sensors(job, settings), forget_old_runs_sensor()],
         resources=run_resources(settings),
         # A process a step would cost a second each: the budget of a run is 30.
         executor=in_process_executor,

@@ -9,7 +9,7 @@ from dagster._config.errors import PostProcessingError
 
 # What `dagster job execute` is made of: the public `execute_job` neither reports progress nor links the run to the code
 # location that the web UI shows.
-from dagster._core.definitions.reconstruct import ReconstructableRepository
+from dagster._core.definitions.reconstruct import ReconstructableJob, ReconstructableRepository
 from dagster._core.definitions.repository_definition import SINGLETON_REPOSITORY_NAME
 from dagster._core.execution.api import execute_run_iterator
 from dagster._core.remote_origin import ManagedGrpcPythonEnvCodeLocationOrigin, RemoteRepositoryOrigin
@@ -38,6 +38,7 @@ __all__ = [
     "LocalComputeLogManager",
     "ManagedGrpcPythonEnvCodeLocationOrigin",
     "PostProcessingError",
+    "ReconstructableJob",
     "ReconstructableRepository",
     "RemoteRepositoryOrigin",
     "check_alembic_revision",

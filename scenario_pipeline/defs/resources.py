@@ -20,6 +20,7 @@ from sqlalchemy import Engine
 
 from scenario_pipeline.defs.instance.captured_output import captured_to_the_end
 from scenario_pipeline.defs.instance.storage import PATIENCE
+from scenario_pipeline.defs.outputs import handed_on_outputs
 from scenario_pipeline.defs.run_metadata import run_tags
 from scenario_pipeline.engines import TriggerEngine
 from scenario_pipeline.engines.http.client import RemoteOptions
@@ -153,13 +154,18 @@ def run_resources(settings: Settings) -> dict[str, Any]:
 
     @resource(description="The invocation of a run, and the database it works on.")
     def scheduler(context: InitResourceContext) -> Iterator[Scheduler]:
+        PATIENCE.enter_run()
         found = Scheduler(settings)
         try:
             yield found
         finally:
             found.close(context)
 
-    return {"scheduler": scheduler, "structured_logger": StructuredLoggerResource()}
+    return {
+        "scheduler": scheduler,
+        "structured_logger": StructuredLoggerResource(),
+        "io_manager": handed_on_outputs,
+    }
 
 
 def _why(exc: BaseException | None) -> ErrorInfo:

@@ -30,26 +30,36 @@ class LineSink:
     """Writes whole lines to a file descriptor, and to a second one if one is set.
 
     Args:
-        fd: where lines go; looked up at each write, so that a redirected stdout is followed.
+        fd: where lines go; looked up at each write, so a redirected stdout is followed.
+
+    Attributes:
+        dropped: how many lines the process's own stdout did not take.
+        dropped_copies: how many lines a file with a copy of them did not take.
     """
 
     def __init__(self, fd: int = STDOUT) -> None:
         self.fd = fd
-        self.dropped = 0
+        self.dropped = self.dropped_copies = 0
         self._torn: set[tuple[int, int]] = set()
         # For each file that was full once: how long the sink may still wait for it, and the bytes written since without
         # waiting.
         self._patience: dict[tuple[int, int], tuple[float, int]] = {}
         self._lock = threading.Lock()
         self._copy_to: int | None = None
+        # While stdout is captured, `fd` leads to the file, and the copy goes to the process's own stdout.
+        self._is_copy = False
         self._observer: Callable[[bytes], None] | None = None
 
     def write(self, line: bytes) -> None:
         """Write one line, ending in a line feed, with a single write to each descriptor; never raises."""
         with self._lock:
-            for fd in (self.fd, self._copy_to):
-                if fd is not None:
-                    self._write(fd, line)
+            for fd, is_copy in ((self.fd, self._is_copy), (self._copy_to, not self._is_copy)):
+                if fd is None or self._write(fd, line):
+                    continue
+                if is_copy:
+                    self.dropped_copies += 1
+                else:
+                    self.dropped += 1
         if self._observer is not None:
             self._observer(line)
 
@@ -80,8 +90,10 @@ class LineSink:
             return
         try:
             with self.copied_to(copy):
+                self._is_copy = True
                 yield
         finally:
+            self._is_copy = False
             os.close(copy)
 
     @contextmanager
@@ -93,24 +105,19 @@ class LineSink:
         finally:
             self._copy_to = before
 
-    def _write(self, fd: int, line: bytes) -> None:
-        # A full disk can leave half a line; without this, the next line would continue it.
+    def _write(self, fd: int, line: bytes) -> bool:
+        """Write a line to one descriptor; return whether it stands there whole."""
+        # A full disk can leave half a line; without this the next one would be glued to it.
         try:
             data = b"\n" + line if self._torn and _file_of(fd) in self._torn else line
             written = os.write(fd, data) if self._takes_a_line(fd, len(data)) else 0
-        except (
-            OSError,
-            ValueError,
-        ):  # closed, missing, broken pipe, full disk: the batch goes on, the loss is reported
-            self.dropped += 1
-            return
-        if not written:
-            self.dropped += 1
-        elif written < len(data):
+        except (OSError, ValueError):  # closed, none, broken pipe, full disk: the batch goes on, the loss is reported
+            return False
+        if written and written < len(data):
             self._torn.add(_file_of(fd))
-            self.dropped += 1
-        elif self._torn:
+        elif written and self._torn:
             self._torn.discard(_file_of(fd))
+        return written == len(data)
 
     def _takes_a_line(self, fd: int, size: int) -> bool:
         """Wait for a slow reader within its patience; return whether a write will now succeed without waiting.

@@ -34,11 +34,12 @@ class _Invocation:
     completed: Mapping[str, Any] | None = None
 
 
-def violations(lines: Iterable[bytes]) -> Iterator[str]:
+def violations(lines: Iterable[bytes], *, seen_ids: set[str] | None = None) -> Iterator[str]:
     """Check an event log line by line: strict JSON, the schema, the grammar and the identities.
 
     Args:
         lines: the log, split at line feeds only; empty lines are skipped.
+        seen_ids: is given the id of each invocation in the log.
 
     Yields:
         One sentence for each violation, with its line number and without any value from the line.
@@ -61,6 +62,8 @@ def violations(lines: Iterable[bytes]) -> Iterator[str]:
         if entry["component"] == SCHEDULER:
             seen = invocations.setdefault(entry["invocation_id"], _Invocation(number))
             yield from _follow(seen, number, entry)
+    if seen_ids is not None:
+        seen_ids.update(invocations)
     for seen in invocations.values():
         if seen.completed is None:
             yield f"line {seen.line}: the invocation is never closed by scheduler_run_completed"

@@ -80,3 +80,23 @@ def test_a_line_torn_by_a_full_disk_does_not_tear_those_after_it(
     assert log.read_bytes() == earlier + first[:96] + b"\n" + b"".join(others)
     assert run.stderr.splitlines()[-1] == lost(1)
     installation.judge(replace(evidence, log=captured))
+
+
+def test_a_home_without_room_costs_what_dagster_captures_alone(
+    small_disk: Path, small_url: str, dagster_url: str
+) -> None:
+    """The databases are elsewhere: everybody is evaluated, and a sentence names each file that was not written."""
+    installation = FaultyInstallation(small_url, dagster_url, small_disk / "home")
+    with installation.running() as run:
+        run.end()
+    filler = fill(small_disk)
+    with installation.running() as run:
+        evidence = run.end()
+    assert evidence.exit_status == 0, run.stderr
+    captured = [line for line in run.stderr.splitlines() if "could not be written: " in line]
+    assert all(line.startswith(str(installation.home)) for line in captured)
+    assert [line.partition(" could not")[0].rpartition(".")[2] for line in captured] == ["out", "err"]
+    assert "to stdout" not in run.stderr
+    filler.unlink()
+    installation.judge(evidence)
+    installation.engine.dispose()

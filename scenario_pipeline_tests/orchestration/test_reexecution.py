@@ -17,21 +17,14 @@ from dagster import (
     multiprocess_executor,
     reconstructable,
 )
-from dagster._core.definitions.reconstruct import ReconstructableRepository
 from sqlalchemy import Engine, text
 
 from scenario_pipeline.defs.job import JOB_NAME, scheduler_graph
-from scenario_pipeline_tests.support.definitions import definitions
+from scenario_pipeline_tests.support.definitions import definitions, reconstructable_job
 from scenario_pipeline_tests.support.invariants import check_invariants, sent
 from scenario_pipeline_tests.support.people import D, mentor_id, ten_mentors
 from scenario_pipeline_tests.support.stranger import stranger_accepts
 from scenario_pipeline_tests.support.triggers import lose_the_connection_for
-
-
-def in_process_job() -> Any:
-    return ReconstructableRepository.for_module("scenario_pipeline.definitions", "defs").get_reconstructable_job(
-        JOB_NAME
-    )
 
 
 def job_with_a_process_a_step() -> JobDefinition:
@@ -87,13 +80,13 @@ def test_a_reexecution_from_failure_evaluates_what_its_parent_left(
     """A person who presses "from failure" wants the rest, under an invocation of its own, and nothing twice."""
     ten_mentors(engine)
     lose_the_connection_for(engine, mentor_id(3))
-    failed, entries = execute(in_process_job(), run_config=RUN_CONFIG)
+    failed, entries = execute(reconstructable_job(), run_config=RUN_CONFIG)
     assert entries[-2]["event"] == "scheduler_run_failed"
     assert entries[-2]["remaining_unprocessed_count"] == 8
     with engine.begin() as connection:
         connection.execute(text("DROP TRIGGER die ON scenario.scenario_notifications"))
     again, entries = execute(
-        in_process_job(), reexecution_options=ReexecutionOptions.from_failure(failed.run_id, instance)
+        reconstructable_job(), reexecution_options=ReexecutionOptions.from_failure(failed.run_id, instance)
     )
     assert again.success
     assert {entry["invocation_id"] for entry in entries} == {again.run_id}
@@ -111,13 +104,15 @@ def test_a_reexecution_of_all_steps_evaluates_everybody(
     ten_mentors(engine)
     config = {"evaluation_date": D.isoformat(), "dispatch_mode": "live", "page_size": 2, "time_budget_seconds": 1e-6}
     spent = {**RUN_CONFIG, "ops": {"fetch_active_mentors": {"config": config}}}
-    partial, entries = execute(in_process_job(), run_config=spent)
+    partial, entries = execute(reconstructable_job(), run_config=spent)
     assert (entries[-1]["total_evaluated"], entries[-1]["completed"]) == (2, False)
     parent = instance.get_run_by_id(partial.run_id)
     assert parent is not None
     options = ReexecutionOptions(parent_run_id=partial.run_id)
     # As Dagster does, which copies the tags that a step set.
-    again, entries = execute(in_process_job(), run_config=RUN_CONFIG, reexecution_options=options, tags=parent.tags)
+    again, entries = execute(
+        reconstructable_job(), run_config=RUN_CONFIG, reexecution_options=options, tags=parent.tags
+    )
     assert (entries[-1]["completed"], entries[-1]["total_evaluated"], entries[-1]["pages_processed"]) == (True, 10, 5)
     assert entries[-1]["suppressed_by_reason"] == {"duplicate": 2, "opted_out": 1}
     run = instance.get_run_by_id(again.run_id)

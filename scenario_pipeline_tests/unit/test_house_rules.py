@@ -37,7 +37,7 @@ LAYERS = [
     {"defs.checks"},
     {"defs.job"},
     {"defs.liveness"},
-    {"defs.schedules", "defs.sensors"},
+    {"defs.schedules", "defs.sensors", "defs.retention"},
     {"defs.build"},
     {"definitions", "defs.local_run", "defs.dev_server"},
     {"cli", "__main__"},

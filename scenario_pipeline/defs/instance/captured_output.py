@@ -8,7 +8,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,6 +22,7 @@ from scenario_pipeline.defs.dagster_private import (
     LocalComputeLogManager,
 )
 from scenario_pipeline.defs.instance.home import dagster_home
+from scenario_pipeline.errors import classify
 from scenario_pipeline.log.stdout import STDOUT_SINK, LineSink
 from scenario_pipeline.settings import Settings
 
@@ -45,25 +46,50 @@ class CapturedLogs(LocalComputeLogManager):
 
     @contextmanager
     def capture_logs(self, log_key: Sequence[str]) -> Iterator[CapturedLogContext]:
-        """Redirect stdout and stderr of this process to the files of `log_key`."""
+        """Redirect stdout and stderr of this process to the files of `log_key`.
+
+        A file that cannot be written captures nothing, and the step goes on; `UNWRITTEN` says which and why.
+        """
+        out, err = (
+            Path(self.get_captured_local_path(log_key, IO_TYPE_EXTENSION[kind]))
+            for kind in (ComputeIOType.STDOUT, ComputeIOType.STDERR)
+        )
+        before = STDOUT_SINK.dropped_copies
         with ExitStack() as stack:
-            stack.enter_context(STDOUT_SINK.copied_to_process_stdout())
-            for descriptor, kind in ((1, ComputeIOType.STDOUT), (2, ComputeIOType.STDERR)):
-                path = Path(self.get_captured_local_path(log_key, IO_TYPE_EXTENSION[kind]))
-                stack.enter_context(_redirected(descriptor, path))
+            if (fd := _opened(out)) is not None:
+                stack.enter_context(STDOUT_SINK.copied_to_process_stdout())
+                stack.enter_context(_redirected(1, fd))
+            if (fd := _opened(err)) is not None:
+                stack.enter_context(_redirected(2, fd))
             yield CapturedLogContext(log_key)
-        Path(self.get_captured_local_path(log_key, "complete")).touch()
+        if lost := STDOUT_SINK.dropped_copies - before:
+            UNWRITTEN[out] = f"it lacks {lost} of the events"
+        with suppress(OSError):
+            Path(self.get_captured_local_path(log_key, "complete")).touch()
+
+
+# Files of this process's captures that could not be written whole, with the reason.
+UNWRITTEN: dict[Path, str] = {}
+
+
+def _opened(path: Path) -> int | None:
+    """Return a descriptor at the end of a file that is made if need be; None if it cannot be, as on a full disk."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    except OSError as exc:
+        UNWRITTEN[path] = classify(exc).error_message
+        return None
 
 
 @contextmanager
-def _redirected(descriptor: int, path: Path) -> Iterator[None]:
-    """Let everything this process writes to `descriptor` go to the end of the file at `path`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+def _redirected(descriptor: int, fd: int) -> Iterator[None]:
+    """Let everything this process writes to `descriptor` go to `fd`, which is closed."""
     before = os.dup(descriptor)
     try:
-        with path.open("ab") as file:
-            _flush()
-            os.dup2(file.fileno(), descriptor)
+        _flush()
+        os.dup2(fd, descriptor)
+        os.close(fd)
         yield
     finally:
         _flush()
@@ -74,7 +100,8 @@ def _redirected(descriptor: int, path: Path) -> Iterator[None]:
 def _flush() -> None:
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
-            stream.flush()
+            with suppress(OSError, ValueError):  # a full disk; what a step printed is lost, and the step goes on
+                stream.flush()
 
 
 def captured_lines(instance: DagsterInstance, run_id: str) -> Iterator[bytes]:
@@ -133,7 +160,8 @@ def _added_to_captured(instance: DagsterInstance, run_id: str, sink: LineSink) -
     try:
         size = os.fstat(fd).st_size
         if size and os.pread(fd, 1, size - 1) != b"\n":
-            os.write(fd, b"\n")
+            with suppress(OSError):  # a full disk
+                os.write(fd, b"\n")
         with sink.copied_to(fd):
             yield
     finally:
