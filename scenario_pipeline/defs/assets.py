@@ -5,6 +5,7 @@ Belongs here: keys, owners and descriptions. Does not belong here: how assets ar
 
 from dagster import AssetKey, AssetSpec, TableColumn, TableSchema
 from sqlalchemy import Table
+from sqlalchemy.dialects import postgresql
 
 from scenario_pipeline.storage import tables
 from scenario_pipeline.storage.roles import PERSONAL_COLUMNS
@@ -26,7 +27,7 @@ def _table_metadata(table: Table) -> dict[str, object]:
     columns = [
         TableColumn(
             column.name,
-            str(column.type).lower(),
+            column.type.compile(postgresql.dialect()).lower(),
             description="Personal: never read by an evaluation." if column.name in PERSONAL_COLUMNS else None,
         )
         for column in table.columns
