@@ -64,14 +64,9 @@ def test_jobs_schedules_sensors_checks_and_ops_are_described_and_owned() -> None
     found: dict[str, Any] = {s.name: s for s in definitions().sensors or [] if isinstance(s, SensorDefinition)}
     found |= {s.name: s for s in definitions().schedules or [] if isinstance(s, ScheduleDefinition)}
     job = definitions().resolve_job_def(JOB_NAME)
-    job = definitions().resolve_job_def(JOB_NAME)
-    job = definitions().resolve_job_def(JOB_NAME)
-    job = definitions().resolve_job_def(JOB_NAME)
-    job = definitions().resolve_job_def(JOB_NAME)
-    job = definitions().resolve_job_def(JOB_NAME)
     found |= {"job": job, **{node.name: node.definition for node in job.nodes}}
     found |= {spec.name: spec for checks in definitions().asset_checks or [] for spec in checks.check_specs}
-    assert len(found) == 4 + 4 + 1 + 3 + 2
+    assert len(found) == 5 + 4 + 1 + 3 + 3
     for name, definition in found.items():
         assert definition.description, name
         # A run-status sensor takes no owner.
