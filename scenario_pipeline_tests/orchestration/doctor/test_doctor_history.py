@@ -35,11 +35,10 @@ def ledger_has(engine: Engine, status: str, *, hours_ago: float = 0, **columns: 
         "dispatched_by_scenario": "{}", "remaining_unprocessed_count": 0, **columns,
     }  # fmt: skip
     names = ", ".join(values)
-    casts = {"organisation_ids": "CAST(:organisation_ids AS uuid[])", "suppressed_by_reason": "CAST(:suppressed_by_reason AS jsonb)",
-             "dispatched_by_scenario": "CAST(:dispatched_by_scenario AS jsonb)"}  # fmt: skip
-    given = ", ".join(casts.get(name, f":{name}") for name in values)
+    casts = {"organisation_ids": "uuid[]", "suppressed_by_reason": "jsonb", "dispatched_by_scenario": "jsonb"}
+    given = ", ".join(f"CAST(:{name} AS {casts[name]})" if name in casts else f":{name}" for name in values)
     with engine.begin() as connection:
-        connection.execute(text(f"INSERT INTO scenario.scheduler_runs ({names}) VALUES ({given})"), values)  # noqa: S608
+        connection.execute(text(f"INSERT INTO scenario.scheduler_runs ({names}) VALUES ({given})"), values)
     return str(values["invocation_id"])
 
 
