@@ -33,13 +33,13 @@ _ESTIMATE = text("""
         UNION SELECT to_regclass(:table)::oid WHERE to_regclass(:view) IS NULL
     )
     SELECT
-        c.oid::regclass::text AS name,
+        format('%I.%I', n.nspname, c.relname) AS name,
         greatest(c.reltuples, pg_stat_get_live_tuples(c.oid), 0)::bigint AS rows,
         pg_table_size(c.oid) <= :small OR EXISTS (
             SELECT FROM pg_index i JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = i.indkey[0]
             WHERE i.indrelid = c.oid AND i.indisvalid AND i.indpred IS NULL AND a.attname = :column
         ) AS is_cheap
-    FROM pg_class c JOIN tables ON tables.id = c.oid
+    FROM pg_class c JOIN tables ON tables.id = c.oid JOIN pg_namespace n ON n.oid = c.relnamespace
     WHERE (SELECT count(*) FROM tables) = 1 AND c.relkind IN ('r', 'p')""")
 
 

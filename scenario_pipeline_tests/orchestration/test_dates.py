@@ -87,7 +87,7 @@ def test_a_dry_run_shows_no_number_that_could_be_plotted_as_sent(run_job: RunJob
     assert (shown["would_dispatch"], shown["would_dispatch_inactivity"], shown["would_suppress_opted_out"]) == (3, 3, 1)
     assert shown["would_dispatch_by_scenario"] == {"inactivity": 3}
     assert [name for name in shown if "dispatched" in name or "suppressed" in name] == []
-    [row] = [record.data for record in shown["outcomes"]]
+    [row] = [record.data for record in shown["outcomes"].records]
     assert row["would_dispatch"] == 3
     assert "dispatched" not in row
     assert of_date(run.instance, EVALUATIONS)["notifications"] == 0
