@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
-from dagster import AssetCheckEvaluation, AssetCheckSeverity, DagsterEventType, DagsterInstance, MetadataValue
+from dagster import (
+    AssetCheckEvaluation,
+    AssetCheckSeverity,
+    DagsterEventType,
+    DagsterInstance,
+    MetadataValue,
+    materialize,
+)
 from sqlalchemy import Engine
 
-from scenario_pipeline.defs.checks import events_match_ledger_result, read_evidence
+from scenario_pipeline.defs.checks import ASSET_CHECKS, events_match_ledger_result, read_evidence
 from scenario_pipeline.defs.job import JOB_NAME
-from scenario_pipeline.storage.ledger.dates import DatedRun
-from scenario_pipeline_tests.support.definitions import definitions
+from scenario_pipeline.storage.ledger.dates import DatedRun, unfinished
+from scenario_pipeline_tests.support.definitions import definitions, evaluated_asset, op_resources
 from scenario_pipeline_tests.support.people import DAY, D, mentor_id, organisation_id, ten_mentors
 from scenario_pipeline_tests.support.triggers import refuse_notifications_of
 
@@ -48,11 +56,16 @@ def run(instance: DagsterInstance) -> Run:
                 raise_on_error=False,
             )
         )
-        records = instance.all_logs(result.run_id, of_type=DagsterEventType.ASSET_CHECK_EVALUATION)
-        found = [record.dagster_event.asset_check_evaluation_data for record in records if record.dagster_event]
-        return {evaluation.check_name: evaluation for evaluation in found}
+        return checks_of(instance, result.run_id)
 
     return run
+
+
+def checks_of(instance: DagsterInstance, run_id: str) -> dict[str, AssetCheckEvaluation]:
+    """Return what a run recorded of the checks, by name."""
+    records = instance.all_logs(run_id, of_type=DagsterEventType.ASSET_CHECK_EVALUATION)
+    found = [record.dagster_event.asset_check_evaluation_data for record in records if record.dagster_event]
+    return {evaluation.check_name: evaluation for evaluation in found}
 
 
 # So short that one page is evaluated, in the overtime of the first.
@@ -74,7 +87,7 @@ def test_a_partial_run_does_not_look_green_until_a_later_one_makes_up_for_it(run
     assert run(D + DAY)["everyone_evaluated"].passed
 
 
-def test_a_failed_run_is_an_error_of_the_check_as_well(run: Run, engine: Engine) -> None:
+def test_a_failed_run_is_an_error_of_the_check_as_well(run: Run, engine: Engine, instance: DagsterInstance) -> None:
     """The asset's page is where people look, and there the last good run would be all that is seen."""
     ten_mentors(engine)
     assert run()["everyone_evaluated"].passed
@@ -85,8 +98,22 @@ def test_a_failed_run_is_an_error_of_the_check_as_well(run: Run, engine: Engine)
             "CREATE TRIGGER broken BEFORE UPDATE ON scenario.scheduler_run_pages "
             "EXECUTE FUNCTION scenario.broken()"
         )
-    found = run(D + DAY)["everyone_evaluated"]
-    assert (found.passed, found.severity) == (False, AssetCheckSeverity.ERROR)
+    of_asset = materialize(
+        [evaluated_asset(), *ASSET_CHECKS],
+        partition_key=(D + DAY).isoformat(),
+        instance=instance,
+        run_config={
+            "ops": {"scheduler_graph": {"ops": {"fetch_active_mentors": {"config": {"dispatch_mode": "live"}}}}}
+        },
+        resources=op_resources(),
+        raise_on_error=False,
+    )
+    assert not of_asset.success
+    for found in (run(D + DAY), checks_of(instance, of_asset.run_id)):
+        assert (found["everyone_evaluated"].passed, found["everyone_evaluated"].severity) == (
+            False,
+            AssetCheckSeverity.ERROR,
+        )
 
 
 def test_a_check_that_fails_today_is_not_covered_by_a_backfill(run: Run, engine: Engine) -> None:
@@ -164,3 +191,28 @@ def test_who_makes_up_for_whom(later: DatedRun, makes_up: bool) -> None:
     """A later run counts only if it evaluated whoever the earlier one was to evaluate, for all it was to evaluate."""
     earlier = dated(1, "partial", of=A + B if later.organisation_ids else "")
     assert later.makes_up_for(earlier) is makes_up
+
+
+def left(number: int, settled: int, *, status: str = "partial", day: date = D, of: str = "") -> DatedRun:
+    return replace(
+        dated(number, status, day=day, of=of),
+        total_active_mentors=100,
+        total_evaluated=settled,
+        remaining=100 - settled,
+    )
+
+
+@pytest.mark.parametrize(
+    ("later", "numbers"),
+    [
+        ([left(2, 60)], [2]),
+        ([left(2, 30)], [1, 2]),
+        ([left(2, 30), left(3, 30)], [2, 3]),
+        ([left(2, 60, day=D - DAY)], [1, 2]),
+        ([left(2, 60, of=A)], [1, 2]),
+        ([left(2, 60, status="failed")], [1, 2]),
+    ],
+)
+def test_partial_runs_that_go_round_make_up_for_one_another(later: list[DatedRun], numbers: list[int]) -> None:
+    """Where one budget is never enough, each run begins with those left over: only the latest keeps people waiting."""
+    assert [run.number for run in unfinished([left(1, 60), *later])] == numbers

@@ -54,6 +54,11 @@ class DatedRun:
         settled = self.total_evaluated + self.total_errors
         return self.total_errors / settled if settled else 0.0
 
+    @property
+    def kind(self) -> tuple[frozenset[str], frozenset[str], str]:
+        """What invocations have in common of which one goes on where the other stopped."""
+        return self.scenario_types, self.organisation_ids, self.dispatch_mode
+
     def makes_up_for(self, earlier: DatedRun) -> bool:
         """Whether whoever `earlier` was to evaluate was evaluated by this one: later, for its date or a later one.
 
@@ -132,8 +137,26 @@ def not_made_up_for(runs: Sequence[DatedRun]) -> list[DatedRun]:
 
 
 def unfinished(runs: Sequence[DatedRun]) -> list[DatedRun]:
-    """Return the invocations that did not reach everybody, and that no later one of `runs` makes up for."""
-    return [run for run in not_made_up_for(runs) if run.status != "completed"]
+    """Return the invocations that did not reach everybody, and that no later ones of `runs` make up for."""
+    return [run for run in not_made_up_for(runs) if run.status != "completed" and not _was_gone_round(run, runs)]
+
+
+def _was_gone_round(run: DatedRun, runs: Sequence[DatedRun]) -> bool:
+    """Whether those whom a partial invocation left had their turn in the partial ones after it.
+
+    Each of them begins with the mentors that the one before it left, if it is of the same kind.
+    """
+    if run.status != "partial" or run.remaining is None:
+        return False
+    settled = 0
+    for later in runs:
+        if later.number > run.number and later.kind == run.kind:
+            if later.status == "failed" or later.evaluation_date < run.evaluation_date:
+                return False
+            settled += later.total_evaluated + later.total_errors
+            if settled >= run.remaining:
+                return True
+    return False
 
 
 @dataclass(frozen=True)
