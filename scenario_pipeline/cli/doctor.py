@@ -21,9 +21,9 @@ from scenario_pipeline.settings import Settings
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as one JSON object.")
 @one_sentence
 def doctor(as_json: bool) -> None:
-    """Find what keeps the scheduler from working, and what went wrong in its last runs.
+    """Find what keeps the scheduler from working.
 
-    It changes nothing. Each finding is one sentence, with the command that fixes the problem.
+    It also looks at how the last runs ended. It changes nothing. Each finding is one sentence, with the command that fixes the problem.
 
     Exit status: 0 no problem, 1 a problem, 2 something could not be examined.
     """
