@@ -23,7 +23,8 @@ from scenario_pipeline.settings import Settings
 def doctor(as_json: bool) -> None:
     """Find what keeps the scheduler from working.
 
-    It also looks at how the last runs ended. It changes nothing. Each finding is one sentence, with the command that fixes the problem.
+    It also looks at how the last runs ended. It changes nothing. Each finding is one sentence, with the command that
+    fixes the problem.
 
     Exit status: 0 no problem, 1 a problem, 2 something could not be examined.
     """
