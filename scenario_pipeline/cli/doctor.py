@@ -1,4 +1,4 @@
-"""`scenario-pipeline doctor`: what keeps the scheduler from working.
+"""`scenario-pipeline doctor`: what keeps the scheduler from working, and what went wrong in its last runs.
 
 Belongs here: which examinations are made, and how their findings are printed. Does not belong here: looking (`doctor`
 of the package).
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+from datetime import UTC, datetime
 
 import click
 
@@ -22,22 +23,25 @@ from scenario_pipeline.settings import Settings
 def doctor(as_json: bool) -> None:
     """Find what keeps the scheduler from working.
 
-    It changes nothing. Each finding is one sentence, with the command that fixes the problem.
+    It also looks at how the last runs ended. It changes nothing. Each finding is one sentence, with the command that
+    fixes the problem.
 
     Exit status: 0 no problem, 1 a problem, 2 something could not be examined.
     """
     from scenario_pipeline.defs.instance.examination import examine_instance
+    from scenario_pipeline.defs.schedules import last_due
     from scenario_pipeline.doctor.database import examine_database
     from scenario_pipeline.doctor.environment import examine_trigger_engine, examine_variables, examine_web_server
     from scenario_pipeline.doctor.findings import Finding, Status, in_time, overall
 
     try:
         settings = Settings.from_environment()
+        due = last_due(settings, datetime.now(UTC))
     except UserError as exc:
         findings = [Finding("settings", Status.UNKNOWN, str(exc))]
     else:
         findings = [
-            *in_time("database_connection", examine_database(settings)),
+            *in_time("database_connection", examine_database(settings, last_due=due)),
             *in_time("dagster_instance", examine_instance(settings)),
             examine_variables(),
             *examine_trigger_engine(settings),

@@ -4,7 +4,8 @@ Belongs here: keys, owners and descriptions. Does not belong here: how assets ar
 """
 
 from dagster import AssetKey, AssetSpec, TableColumn, TableSchema
-from sqlalchemy import Table
+from sqlalchemy import Dialect, Table
+from sqlalchemy.dialects import postgresql
 
 from scenario_pipeline.storage import tables
 from scenario_pipeline.storage.roles import PERSONAL_COLUMNS
@@ -13,6 +14,7 @@ EVALUATIONS = AssetKey("mentor_scenario_evaluations")
 NOTIFICATIONS = AssetKey("scenario_notifications")
 OWNERS = ["team:peer-mentoring"]
 GROUP = "scenario_pipeline"
+_POSTGRES: Dialect = postgresql.dialect()  # type: ignore[no-untyped-call]  # SQLAlchemy's own lacks annotations
 _SOURCES = (
     (tables.organisations, "Organisations, each with its time zone."),
     (tables.peer_mentors, "Volunteers. An evaluation takes the active ones, and never reads their personal columns."),
@@ -26,7 +28,7 @@ def _table_metadata(table: Table) -> dict[str, object]:
     columns = [
         TableColumn(
             column.name,
-            str(column.type).lower(),
+            column.type.compile(_POSTGRES).lower(),
             description="Personal: never read by an evaluation." if column.name in PERSONAL_COLUMNS else None,
         )
         for column in table.columns

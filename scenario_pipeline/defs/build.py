@@ -6,7 +6,7 @@ Belongs here: which jobs, assets, checks, schedules and sensors there are. Does 
 from dagster import Definitions, in_process_executor
 
 from scenario_pipeline.defs.assets import scenario_notifications, source_tables
-from scenario_pipeline.defs.checks import error_rate, events_match_ledger
+from scenario_pipeline.defs.checks import ASSET_CHECKS
 from scenario_pipeline.defs.job import evaluations_asset, scheduler_job
 from scenario_pipeline.defs.partitions import daily_partitions
 from scenario_pipeline.defs.resources import run_resources
@@ -26,7 +26,7 @@ def build_definitions(settings: Settings) -> Definitions:
     job = scheduler_job(partitions)
     return Definitions(
         assets=[*source_tables, evaluations_asset(partitions), scenario_notifications],
-        asset_checks=[events_match_ledger, error_rate],
+        asset_checks=ASSET_CHECKS,
         jobs=[job],
         schedules=build_schedules(job, settings),
         sensors=[*build_sensors(job, settings), forget_old_runs_sensor()],

@@ -1,9 +1,14 @@
-"""Asset checks: whether a date's invocations add up, and whether too many mentors had an error (contract section 8).
+"""Asset checks: whether invocations add up, whom they reached, and how many mentors had an error (contract section 8).
 
-Belongs here: reading what is compared, and what a difference means. Does not belong here: the comparison (`audit`).
+Belongs here: which dates are looked at, and what is found there. Does not belong here: the comparison of the places
+that record an invocation (`defs.reconcile`).
+
+Dagster shows the latest evaluation of a check, whatever its partition is. So each evaluation looks at the newest dates
+as well: a failed check of today is not covered by a backfill of last spring.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import date
 from typing import Any
 
@@ -13,57 +18,86 @@ from dagster import (
     AssetCheckResult,
     AssetCheckSeverity,
     DagsterInstance,
+    MetadataValue,
     ResourceParam,
+    TableColumn,
+    TableRecord,
+    TableSchema,
     asset_check,
 )
-from sqlalchemy import Engine
+from sqlalchemy import Connection
 
 from scenario_pipeline.defs.assets import EVALUATIONS
 from scenario_pipeline.defs.instance.captured_output import captured_lines
-from scenario_pipeline.defs.reconcile import disagreements
+from scenario_pipeline.defs.reconcile import disagreements, is_log_at_hand
 from scenario_pipeline.defs.resources import Scheduler
 from scenario_pipeline.defs.run_metadata import recorded_totals
 from scenario_pipeline.log.logger import utc_now
 from scenario_pipeline.storage.database import check_schema, limit_statement_time
-from scenario_pipeline.storage.ledger.closed import ClosedInvocation, closed_invocations, latest_evaluation_date
+from scenario_pipeline.storage.ledger.closed import ClosedInvocation, closed_invocations
+from scenario_pipeline.storage.ledger.dates import DatedRun, newest_dates, not_made_up_for, runs_of_dates, unfinished
 
+# Beside the date of the run: today, and what may have gone wrong since the day before yesterday.
+NEWEST_DATES = 3
 # What is shown of many disagreements: the first ones say where to look.
 MAX_SHOWN = 20
 # A run is over when its last step makes the checks: a lock that a migration holds for minutes must not keep it.
 CHECK_SECONDS = 1.0
 
 
+@dataclass(frozen=True)
+class Evidence:
+    """What the checks look at.
+
+    Attributes:
+        dates: the dates, the oldest first.
+        invocations: their invocations that are over, with their pages.
+        runs: the same, as their rows have it.
+    """
+
+    dates: Sequence[date]
+    invocations: Sequence[ClosedInvocation]
+    runs: Sequence[DatedRun]
+
+    @property
+    def shown_dates(self) -> list[str]:
+        """The dates as text."""
+        return [evaluation_date.isoformat() for evaluation_date in self.dates]
+
+
+def read_evidence(connection: Connection, own_date: date | None, today: date) -> Evidence:
+    """Read the invocations of the newest dates up to today, and of the date that is evaluated."""
+    dates = sorted({*newest_dates(connection, today, NEWEST_DATES), *([own_date] if own_date else [])})
+    return Evidence(dates, closed_invocations(connection, *dates), runs_of_dates(connection, dates))
+
+
 def events_match_ledger_result(
-    instance: DagsterInstance,
-    evaluation_date: date,
-    invocations: Sequence[ClosedInvocation],
-    *,
-    in_hand: Mapping[str, Mapping[str, Any]] | None = None,
+    instance: DagsterInstance, evidence: Evidence, *, in_hand: Mapping[str, Mapping[str, Any] | None] | None = None
 ) -> AssetCheckResult:
-    """Compare log, ledger, notifications and Dagster's metadata of a date's invocations.
+    """Compare log, ledger, notifications and Dagster's metadata of invocations.
 
     Args:
         instance: whose runs and captured logs are read.
-        evaluation_date: the date, for display.
-        invocations: those of the date that are over.
-        in_hand: metadata, by run id, of a run that Dagster has not stored yet; then only its log is read, as those of
-            the others were read by their own runs.
+        evidence: the invocations.
+        in_hand: totals that the metadata show, by run id; then only the logs of these runs are read, as those of the
+            others were read by their own runs. None for reading all of them.
     """
     found: list[str] = []
     without_log = 0
-    for invocation in invocations:
+    for invocation in evidence.invocations:
         run_id = invocation.invocation_id
         lines: list[bytes] = []
         metadata: Mapping[str, Any] | None = None
         if in_hand is None or run_id in in_hand:
             lines = list(captured_lines(instance, run_id))
-            without_log += not lines
+            if not is_log_at_hand(lines):
+                lines, without_log = [], without_log + 1
             metadata = recorded_totals(instance, run_id) if in_hand is None else in_hand[run_id]
         found += [f"{run_id}: {sentence}" for sentence in disagreements(invocation, lines, metadata)]
     if found:
         description = f"{len(found)} disagreements between log, ledger, notifications and metadata."
     elif without_log:
-        description = f"The log of {without_log} invocations is not to be had; all else agrees."
+        description = f"The log of {without_log} invocations is not on this machine; all else agrees."
     else:
         description = "Log, ledger, notifications and metadata agree."
     return AssetCheckResult(
@@ -73,8 +107,8 @@ def events_match_ledger_result(
         severity=AssetCheckSeverity.ERROR if found else AssetCheckSeverity.WARN,
         description=description,
         metadata={
-            "evaluation_date": evaluation_date.isoformat(),
-            "invocations": len(invocations),
+            "evaluation_dates": evidence.shown_dates,
+            "invocations": len(evidence.invocations),
             "invocations_without_log": without_log,
             "disagreements": len(found),
             **({"first_disagreements": found[:MAX_SHOWN]} if found else {}),
@@ -82,11 +116,15 @@ def events_match_ledger_result(
     )
 
 
-def error_rate_result(
-    evaluation_date: date, invocations: Sequence[ClosedInvocation], max_error_rate: float
-) -> AssetCheckResult:
-    """Warn if the share of mentors with an error in the date's latest invocation is above `max_error_rate`."""
-    error_rate = invocations[-1].pages.error_rate if invocations else 0.0
+def error_rate_result(evidence: Evidence, own_date: date | None, max_error_rate: float) -> AssetCheckResult:
+    """Warn if the share of mentors with an error is above `max_error_rate` on the newest date, or on the run's own.
+
+    Of each date the invocations count that no later one of it makes up for: a run for one organisation says nothing
+    of the others.
+    """
+    looked_at = sorted({*evidence.dates[-1:], *([own_date] if own_date else [])})
+    rates = [run.error_rate for day in looked_at for run in not_made_up_for(_of_date(evidence.runs, day))]
+    error_rate = max(rates, default=0.0)
     passed = error_rate <= max_error_rate
     return AssetCheckResult(
         passed=passed,
@@ -96,25 +134,73 @@ def error_rate_result(
         description=f"{error_rate:.2%} of the mentors had an error; "
         f"{'at most' if passed else 'more than'} {max_error_rate:.2%} is allowed by SCENARIO_MAX_ERROR_RATE.",
         metadata={
-            "evaluation_date": evaluation_date.isoformat(),
+            "evaluation_dates": [day.isoformat() for day in looked_at],
             "error_rate": error_rate,
             "max_error_rate": max_error_rate,
         },
     )
 
 
+def _of_date(runs: Sequence[DatedRun], day: date) -> list[DatedRun]:
+    return [run for run in runs if run.evaluation_date == day]
+
+
+_UNFINISHED_SCHEMA = TableSchema(
+    columns=[
+        TableColumn("invocation_id", "string"),
+        TableColumn("evaluation_date", "string"),
+        TableColumn("status", "string"),
+        TableColumn("remaining", "string", description="Mentors left unprocessed."),
+    ]
+)
+
+
+def everyone_evaluated_result(evidence: Evidence) -> AssetCheckResult:
+    """Fail if an invocation did not reach everybody and no later one makes up for it.
+
+    A partial one is a warning, since the next run begins where it stopped; a failed one is an error.
+    """
+    left = unfinished(evidence.runs)
+    metadata: dict[str, Any] = {"evaluation_dates": evidence.shown_dates, "unfinished_invocations": len(left)}
+    description = "Everybody was evaluated, by the invocations of these dates or by later ones."
+    if left:
+        latest = left[-1]
+        whom = "an unknown number of" if latest.remaining is None else f"{latest.remaining:,}"
+        description = (
+            f"The {latest.status} invocation {latest.invocation_id} of {latest.evaluation_date} left {whom} mentors "
+            "unprocessed, and no later one makes up for it."
+        )
+        metadata["remaining_unprocessed_count"] = latest.remaining or 0
+        metadata["unfinished"] = MetadataValue.table(list(_rows(left[-MAX_SHOWN:])), _UNFINISHED_SCHEMA)
+    return AssetCheckResult(
+        passed=not left,
+        check_name="everyone_evaluated",
+        asset_key=EVALUATIONS,
+        severity=AssetCheckSeverity.ERROR if any(run.status == "failed" for run in left) else AssetCheckSeverity.WARN,
+        description=description,
+        metadata=metadata,
+    )
+
+
+def _rows(runs: Sequence[DatedRun]) -> Iterator[TableRecord]:
+    for run in runs:
+        yield TableRecord(
+            {
+                "invocation_id": run.invocation_id,
+                "evaluation_date": run.evaluation_date.isoformat(),
+                "status": run.status,
+                "remaining": "unknown" if run.remaining is None else str(run.remaining),
+            }
+        )
+
+
 def evaluate_checks(
-    instance: DagsterInstance,
-    database: Engine,
-    evaluation_date: date,
-    max_error_rate: float,
-    *,
-    in_hand: Mapping[str, Mapping[str, Any]],
+    instance: DagsterInstance, scheduler: Scheduler, own_date: date, *, in_hand: Mapping[str, Mapping[str, Any]]
 ) -> list[AssetCheckEvaluation]:
-    """Evaluate both checks for a run of the job, which Dagster does by itself for runs of the asset only."""
-    with database.begin() as connection:
+    """Evaluate all checks for a run of the job, which Dagster does by itself for runs of the asset only."""
+    with scheduler.database.begin() as connection:
         limit_statement_time(connection, CHECK_SECONDS)
-        invocations = closed_invocations(connection, evaluation_date)
+        evidence = read_evidence(connection, own_date, scheduler.settings.today(utc_now()))
     return [
         AssetCheckEvaluation(
             asset_key=EVALUATIONS,
@@ -125,38 +211,55 @@ def evaluate_checks(
             description=result.description,
         )
         for result in (
-            events_match_ledger_result(instance, evaluation_date, invocations, in_hand=in_hand),
-            error_rate_result(evaluation_date, invocations, max_error_rate),
+            events_match_ledger_result(instance, evidence, in_hand=in_hand),
+            everyone_evaluated_result(evidence),
+            error_rate_result(evidence, own_date, scheduler.settings.max_error_rate),
         )
     ]
 
 
 @asset_check(
     asset=EVALUATIONS,
-    description="Log, ledger, notification rows and Dagster's metadata of the date's invocations say the same. "
-    "Without a partition it looks at the date that was evaluated last.",
+    description="Log, ledger, notification rows and Dagster's metadata of the invocations say the same, on the run's "
+    f"date and on the newest {NEWEST_DATES} dates that were evaluated.",
 )
 def events_match_ledger(context: AssetCheckExecutionContext, scheduler: ResourceParam[Scheduler]) -> AssetCheckResult:
-    """Compare the places that record the invocations of a date; see `reconcile.disagreements`."""
-    evaluation_date, invocations = _invocations_of(context, scheduler)
-    return events_match_ledger_result(context.instance, evaluation_date, invocations)
+    """Compare the places that record an invocation; see `reconcile.disagreements`."""
+    own_date, evidence = _evidence_of(context, scheduler)
+    in_hand: dict[str, Mapping[str, Any] | None] | None = None
+    if own_date is not None:
+        ours = [i.invocation_id for i in evidence.invocations if i.evaluation_date == own_date]
+        in_hand = {run_id: recorded_totals(context.instance, run_id) for run_id in ours}
+    return events_match_ledger_result(context.instance, evidence, in_hand=in_hand)
 
 
 @asset_check(
     asset=EVALUATIONS,
-    description="Warns if more mentors than SCENARIO_MAX_ERROR_RATE (a share of 1) had an error in the date's latest "
-    "invocation. Without a partition it looks at the date that was evaluated last.",
+    description="No invocation of the run's date or of the newest "
+    f"{NEWEST_DATES} dates was partial or failed without a later one that makes up for it.",
+)
+def everyone_evaluated(context: AssetCheckExecutionContext, scheduler: ResourceParam[Scheduler]) -> AssetCheckResult:
+    """Look whether anybody was left unprocessed."""
+    return everyone_evaluated_result(_evidence_of(context, scheduler)[1])
+
+
+@asset_check(
+    asset=EVALUATIONS,
+    description="Warns if more mentors than SCENARIO_MAX_ERROR_RATE (a share of 1) had an error on the run's date or "
+    "on the newest date that was evaluated.",
 )
 def error_rate(context: AssetCheckExecutionContext, scheduler: ResourceParam[Scheduler]) -> AssetCheckResult:
     """Hold the share of errors against the configured one."""
-    evaluation_date, invocations = _invocations_of(context, scheduler)
-    return error_rate_result(evaluation_date, invocations, scheduler.settings.max_error_rate)
+    own_date, evidence = _evidence_of(context, scheduler)
+    return error_rate_result(evidence, own_date, scheduler.settings.max_error_rate)
 
 
-def _invocations_of(context: AssetCheckExecutionContext, scheduler: Scheduler) -> tuple[date, list[ClosedInvocation]]:
+ASSET_CHECKS = [events_match_ledger, everyone_evaluated, error_rate]
+
+
+def _evidence_of(context: AssetCheckExecutionContext, scheduler: Scheduler) -> tuple[date | None, Evidence]:
+    key = context.run.tags.get("dagster/partition")
+    own_date = date.fromisoformat(key) if key else None
     with scheduler.database.connect() as connection:
         check_schema(connection)
-        key = context.run.tags.get("dagster/partition")
-        latest = date.fromisoformat(key) if key else latest_evaluation_date(connection)
-        evaluation_date = latest or scheduler.settings.today(utc_now())
-        return evaluation_date, closed_invocations(connection, evaluation_date)
+        return own_date, read_evidence(connection, own_date, scheduler.settings.today(utc_now()))

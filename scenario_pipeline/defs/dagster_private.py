@@ -25,8 +25,9 @@ from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 # The argument of every class that `dagster.yaml` names.
 from dagster._serdes import ConfigurableClassData
 
-# `ScheduleDefinition` checks a cron expression too, and raises with a stack trace.
-from dagster._utils.schedules import is_valid_cron_string
+# `ScheduleDefinition` checks a cron expression too, and raises with a stack trace. No public name tells when a schedule
+# ticked last without asking the daemon's records, which a daemon that stands still does not write.
+from dagster._utils.schedules import get_latest_completed_cron_tick, is_valid_cron_string
 
 __all__ = [
     "IO_TYPE_EXTENSION",
@@ -43,5 +44,6 @@ __all__ = [
     "RemoteRepositoryOrigin",
     "check_alembic_revision",
     "execute_run_iterator",
+    "get_latest_completed_cron_tick",
     "is_valid_cron_string",
 ]

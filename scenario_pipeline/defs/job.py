@@ -4,7 +4,7 @@ Belongs here: the three ops, the job and the asset. An op fetches, calls and emi
 `invocation`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -34,15 +34,24 @@ from scenario_pipeline.defs.checks import evaluate_checks
 from scenario_pipeline.defs.partitions import daily_partitions
 from scenario_pipeline.defs.resources import Scheduler, StructuredLoggerResource
 from scenario_pipeline.defs.run_configuration import CONFIG_SCHEMA, order_from, triggered_by
-from scenario_pipeline.defs.run_metadata import events_url, report_metadata
+from scenario_pipeline.defs.run_metadata import (
+    date_metadata,
+    events_url,
+    notification_metadata,
+    report_metadata,
+    totals_shown,
+)
+from scenario_pipeline.defs.sources import observations
 from scenario_pipeline.errors import SystemicError, UserError, classify
 from scenario_pipeline.limits import CLOSING_SECONDS
 from scenario_pipeline.log.logger import utc_now
-from scenario_pipeline.records import RunOrder, resolve_dispatch_mode
+from scenario_pipeline.records import MentorError, RunOrder, resolve_dispatch_mode
 from scenario_pipeline.report import Report
 from scenario_pipeline.storage.database import limit_statement_time
+from scenario_pipeline.storage.ledger.dates import numbers_of_date
 from scenario_pipeline.storage.source import organisation_names
 
+Metadata = Mapping[str, MetadataValue[Any]]
 JOB_NAME = "scenario_scheduler"
 
 
@@ -102,28 +111,53 @@ def summarize_run(
 ) -> None:
     """Show the totals as metadata; a failed invocation fails the run, a partial one warns and is tagged."""
     order = replace(order, triggered_by=triggered_by(context.run))
-    report = scheduler.open_or_join(context, order, structured_logger).finish(outcomes)
-    metadata = _metadata(context, scheduler, order, report)
+    invocation = scheduler.open_or_join(context, order, structured_logger)
+    report = invocation.finish(outcomes)
+    metadata = _metadata(context, scheduler, order, report, invocation.errors)
     if report.status == "failed" and report.failure is not None:
+        # A database that is gone is not asked again: the log is closed, and the process should end.
+        if not report.failure.is_worth_waiting_for:
+            _evaluate_checks(context, scheduler, order, metadata)
         raise Failure(report.failure.error_message, metadata=metadata, allow_retries=False)
     if report.status == "partial":
         context.log.warning(f"Partial: {report.remaining} mentors are left to the next run.")
-    context.add_output_metadata(metadata)
+    shown = _show_date(context, scheduler, order, metadata)
+    context.add_output_metadata(shown if context.has_assets_def else metadata)
+    # The asset's own run makes its checks by itself; any other run of the date shows them as well.
+    if not context.has_assets_def:
+        _evaluate_checks(context, scheduler, order, metadata)
+    _observe_sources(context, scheduler)
+
+
+def _show_date(context: OpExecutionContext, scheduler: Scheduler, order: RunOrder, metadata: Metadata) -> Metadata:
+    """Show the numbers of the date on the partitions of both assets, and return those of the evaluations."""
     partition = order.evaluation_date.isoformat()
     if not daily_partitions(scheduler.settings.timezone).has_partition_key(partition):
-        return
+        return metadata
+    try:
+        with scheduler.database.begin() as connection:
+            limit_statement_time(connection, CLOSING_SECONDS)
+            numbers = numbers_of_date(connection, order.evaluation_date)
+    except Exception as exc:  # noqa: BLE001 - the invocation is closed: a date without numbers must not fail its run
+        context.log.warning(f"The numbers of the date could not be read: {classify(exc).error_message}.")
+        shown, sent = metadata, {}
+    else:
+        shown, sent = date_metadata(numbers, metadata), notification_metadata(numbers)
     if order.dispatch_mode == "live":
-        dispatched = {"total_dispatched": report.stats.total_dispatched}
-        context.log_event(AssetMaterialization(NOTIFICATIONS, partition=partition, metadata=dispatched))
-    # The asset's own run records its partition and its checks by itself; any other run of the date shows them as well.
+        context.log_event(AssetMaterialization(NOTIFICATIONS, partition=partition, metadata=sent))
+    # The asset's own run records its partition by itself.
     if not context.has_assets_def:
-        context.log_event(AssetMaterialization(EVALUATIONS, partition=partition, metadata=metadata))
-        _evaluate_checks(context, scheduler, order, metadata)
+        context.log_event(AssetMaterialization(EVALUATIONS, partition=partition, metadata=shown))
+    return shown
 
 
 def _metadata(
-    context: OpExecutionContext, scheduler: Scheduler, order: RunOrder, report: Report
-) -> dict[str, MetadataValue[Any]]:
+    context: OpExecutionContext,
+    scheduler: Scheduler,
+    order: RunOrder,
+    report: Report,
+    errors: Sequence[MentorError],
+) -> Metadata:
     names: dict[str, str] = {}
     # A failed run is often one whose database is gone: then its ids have to do.
     if report.status != "failed":
@@ -140,28 +174,29 @@ def _metadata(
         order,
         report,
         organisation_names=names,
+        errors=errors,
         events_url=events_url(context.instance, context.run_id),
         live_on_request=order.dispatch_mode == "live" != usual,
     )
 
 
-def _evaluate_checks(
-    context: OpExecutionContext, scheduler: Scheduler, order: RunOrder, metadata: dict[str, MetadataValue[Any]]
-) -> None:
-    plain = {name: value.value for name, value in metadata.items()}
+def _evaluate_checks(context: OpExecutionContext, scheduler: Scheduler, order: RunOrder, metadata: Metadata) -> None:
+    in_hand = {context.run_id: totals_shown(metadata)}
     try:
-        evaluations = evaluate_checks(
-            context.instance,
-            scheduler.database,
-            order.evaluation_date,
-            scheduler.settings.max_error_rate,
-            in_hand={context.run_id: plain},
-        )
+        evaluations = evaluate_checks(context.instance, scheduler, order.evaluation_date, in_hand=in_hand)
     except Exception as exc:  # noqa: BLE001 - the invocation is closed: a check that cannot be made must not fail its run
         context.log.warning(f"The asset checks could not be made: {classify(exc).error_message}.")
         return
     for evaluation in evaluations:
         context.log_event(evaluation)  # type: ignore[arg-type]  # taken, and missing in its annotation
+
+
+def _observe_sources(context: OpExecutionContext, scheduler: Scheduler) -> None:
+    try:
+        for observation in observations(scheduler.database):
+            context.log_event(observation)
+    except Exception as exc:  # noqa: BLE001 - the invocation is closed: what its source looks like must not fail its run
+        context.log.warning(f"The sources could not be looked at: {classify(exc).error_message}.")
 
 
 @graph(description="Evaluates every active mentor page by page and dispatches one notification per crossing.")

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from scenario_pipeline.log.validation import violations
-from scenario_pipeline.log.vocabulary import RunCompleted
+from scenario_pipeline.log.vocabulary import RunCompleted, RunStarted
 from scenario_pipeline.storage.ledger.closed import ClosedInvocation
 
 
@@ -50,6 +50,15 @@ def disagreements(
         for entry in map(json.loads, lines):
             if entry["event"] == RunCompleted.name:
                 yield from _differences("the ledger", ours, "the log", entry)
+
+
+def is_log_at_hand(lines: Sequence[bytes]) -> bool:
+    """Whether these entries are the log of an invocation, or else the end of one that another machine holds.
+
+    The first step writes how a log begins; where it ran on another machine, or its file is gone, nothing can be said
+    of the entries that are left.
+    """
+    return any(json.loads(line)["event"] == RunStarted.name for line in lines)
 
 
 def _differences(left: str, ours: Mapping[str, Any], right: str, theirs: Mapping[str, Any]) -> Iterator[str]:

@@ -5,6 +5,7 @@ whether a run is alive (`defs.liveness`).
 """
 
 from collections.abc import Sequence
+from datetime import datetime, timedelta
 
 from dagster import (
     DefaultScheduleStatus,
@@ -17,8 +18,8 @@ from dagster import (
 )
 
 from scenario_pipeline.defs.assets import OWNERS
-from scenario_pipeline.defs.dagster_private import is_valid_cron_string
-from scenario_pipeline.defs.liveness import running_invocation
+from scenario_pipeline.defs.dagster_private import get_latest_completed_cron_tick, is_valid_cron_string
+from scenario_pipeline.defs.liveness import GRACE_SECONDS, running_invocation
 from scenario_pipeline.errors import UserError
 from scenario_pipeline.scenarios import Scenario, registry
 from scenario_pipeline.settings import Settings
@@ -33,6 +34,16 @@ def checked_cron(cron: str, name: str = "SCENARIO_CRON") -> str:
     if not is_valid_cron_string(cron):
         raise UserError(f"{name} must be a cron expression of five fields such as 0 * * * *.")
     return cron
+
+
+def last_due(settings: Settings, now: datetime) -> datetime:
+    """Return when the schedule of all scenarios last asked for a run that should be over by `now`.
+
+    Raises:
+        UserError: `SCENARIO_CRON` is no cron expression.
+    """
+    allowed = timedelta(seconds=settings.time_budget_seconds + GRACE_SECONDS)
+    return get_latest_completed_cron_tick(checked_cron(settings.cron), now - allowed, settings.timezone.key)
 
 
 def _scheduled(

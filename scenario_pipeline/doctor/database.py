@@ -1,7 +1,7 @@
 """What `doctor` looks at: the scheduler's database, its source and its plans.
 
-Belongs here: everything that a connection tells, but for rights (`rights`). Does not belong here: mending; every
-transaction is read-only, and nothing is started or created.
+Belongs here: everything that a connection tells, but for rights (`rights`) and past runs (`history`). Does not belong
+here: mending; every transaction is read-only, and nothing is started or created.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine, select, text
 
 from scenario_pipeline.doctor.findings import STATEMENT_SECONDS, YOUR_OWN_TABLES, Finding, Look, Status, as_sentence
+from scenario_pipeline.doctor.history import examine_error_rate, examine_last_run, examine_reach
 from scenario_pipeline.doctor.rights import examine_roles, examine_row_level_security
 from scenario_pipeline.engines.statement import decision_statement
 from scenario_pipeline.errors import UserError, classify
@@ -54,8 +55,13 @@ _NOBODY = "00000000-0000-0000-0000-000000000000"
 Check = Callable[[Look], Iterator[Finding]]
 
 
-def examine_database(settings: Settings) -> Iterator[Finding]:
-    """Look at the scheduler's database; the embedded server is not started for it."""
+def examine_database(settings: Settings, *, last_due: datetime | None = None) -> Iterator[Finding]:
+    """Look at the scheduler's database; the embedded server is not started for it.
+
+    Args:
+        settings: of this installation.
+        last_due: when the schedule last asked for a run that should be over by now, if that is known.
+    """
     name = "database_connection"
     try:
         urls = locate(settings, start=False)
@@ -70,12 +76,12 @@ def examine_database(settings: Settings) -> Iterator[Finding]:
             # Not psql with the URL: every user of the machine may read what a process is called with.
             yield Finding(name, Status.UNKNOWN, unusable.sentence, unusable.remedy)
             return
-        yield from _examine(database, settings, setting)
+        yield from _examine(database, settings, setting, last_due)
     finally:
         database.dispose()
 
 
-def _examine(database: Engine, settings: Settings, setting: str) -> Iterator[Finding]:
+def _examine(database: Engine, settings: Settings, setting: str, last_due: datetime | None) -> Iterator[Finding]:
     with database.connect() as connection:
         role, is_member, inherits = connection.execute(
             text(
@@ -100,7 +106,8 @@ def _examine(database: Engine, settings: Settings, setting: str) -> Iterator[Fin
                 connection.execute(text("SET LOCAL search_path = pg_catalog"))
                 limit_statement_time(connection, STATEMENT_SECONDS)
                 access = Access.VIEWS if name in _ANY_SCHEMA else source.access_of(connection)
-                findings = list(check(Look(connection, settings, role, rights_remedy, access)))
+                look = Look(connection, settings, role, rights_remedy, access, last_due)
+                findings = list(check(look))
         except Exception as exc:  # noqa: BLE001 - the boundary of a check: whatever it is, the others are looked at
             failure = classify(exc)
             sentence = f"This could not be looked at: {failure.error_message}."
@@ -360,6 +367,9 @@ _CHECKS: dict[str, Check] = {
     "clock": _clock,
     "time_zones": _time_zones,
     "durability": _durability,
+    "last_run": examine_last_run,
+    "everyone_evaluated": examine_reach,
+    "error_rate": examine_error_rate,
 }
 # Where one of these finds something, what depends on it is not looked at.
 _GATES = frozenset({"session_options", "schema_version", "views"})

@@ -45,15 +45,18 @@ def examine_web_server() -> Iterator[Finding]:
     for process in psutil.process_iter():
         try:
             words = process.cmdline()
-            if not any("dagster_webserver" in word or "dagster-webserver" in word for word in words):
-                continue
-            count += 1
+        except psutil.Error:  # it has ended, or is another user's: nothing says that it is a web server
+            continue
+        if not any("dagster_webserver" in word or "dagster-webserver" in word for word in words):
+            continue
+        try:
             addresses = {c.laddr.ip for c in process.net_connections("tcp") if c.status == psutil.CONN_LISTEN}
         except psutil.AccessDenied:
-            unknown += count
+            unknown += 1
             continue
         except psutil.Error:  # it has ended
             continue
+        count += 1
         exposed = sorted(address for address in addresses if not ip_address(address).is_loopback)
         if exposed:
             sentence = f"Dagster's web server, which has no login, listens at {', '.join(exposed)}."

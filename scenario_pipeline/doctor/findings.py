@@ -9,6 +9,7 @@ import queue
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
@@ -63,6 +64,8 @@ class Look:
         role: the role that the pipeline connects as, quoted where SQL needs it.
         rights_remedy: what gives that role the rights of a scheduler.
         access: how that role reads the source.
+        last_due: when the schedule of all scenarios last asked for a run that should be over by now, or None where
+            that is unknown.
     """
 
     connection: Connection
@@ -70,6 +73,7 @@ class Look:
     role: str
     rights_remedy: str
     access: Access
+    last_due: datetime | None = None
 
     def scalar(self, statement: str, **parameters: object) -> Any:
         """Return the one value of a statement."""

@@ -27,7 +27,16 @@ from scenario_pipeline.invocation.closing import (
 )
 from scenario_pipeline.limits import CLOSING_SECONDS, LAST_STATEMENT_SECONDS, OVERTIME_SECONDS
 from scenario_pipeline.log.logger import StructuredLogger
-from scenario_pipeline.records import Page, PageEvaluated, PageOutcome, PageResult, PageUnprocessed, RunOrder, paginate
+from scenario_pipeline.records import (
+    MentorError,
+    Page,
+    PageEvaluated,
+    PageOutcome,
+    PageResult,
+    PageUnprocessed,
+    RunOrder,
+    paginate,
+)
 from scenario_pipeline.report import Report
 from scenario_pipeline.scenarios import check_configured
 from scenario_pipeline.storage.database import check_schema, limit_statement_time
@@ -102,6 +111,11 @@ class Invocation:
         self._pages: dict[int, PageResult] = {}
         self._failure: ErrorInfo | None = None
         self._skip_after: str | None = None
+
+    @property
+    def errors(self) -> list[MentorError]:
+        """Mentors whose evaluation failed, page by page, as far as this process knows."""
+        return [item for number in sorted(self._pages) for item in self._pages[number].errors]
 
     def log_as(self, logger: StructuredLogger) -> None:
         """Use `logger` from now on: each step has its own key among the common fields."""

@@ -24,7 +24,7 @@ from sqlalchemy import Engine, text
 
 from scenario_pipeline.batch_stats import BatchStats
 from scenario_pipeline.defs.assets import EVALUATIONS
-from scenario_pipeline.defs.checks import error_rate, events_match_ledger, events_match_ledger_result
+from scenario_pipeline.defs.checks import ASSET_CHECKS, Evidence, events_match_ledger_result, read_evidence
 from scenario_pipeline.defs.instance.captured_output import captured_lines
 from scenario_pipeline.defs.job import JOB_NAME
 from scenario_pipeline.defs.reconcile import disagreements
@@ -81,8 +81,8 @@ def evaluations(instance: DagsterInstance, run_id: str) -> dict[str, AssetCheckE
 def execute_checks(instance: DagsterInstance) -> ExecuteInProcessResult:
     """What the button "Execute all" does on the asset's page."""
     return materialize(
-        [evaluated_asset(), events_match_ledger, error_rate],
-        selection=AssetSelection.checks(events_match_ledger, error_rate),
+        [evaluated_asset(), *ASSET_CHECKS],
+        selection=AssetSelection.checks(*ASSET_CHECKS),
         instance=instance,
         resources=op_resources(),
     )
@@ -93,7 +93,12 @@ def of_date(engine: Engine) -> list[ClosedInvocation]:
         return closed_invocations(connection, D)
 
 
-def test_a_run_of_the_job_evaluates_both_checks_for_its_date(
+def evidence_of_date(engine: Engine) -> Evidence:
+    with engine.connect() as connection:
+        return read_evidence(connection, D, D)
+
+
+def test_a_run_of_the_job_evaluates_all_checks_for_its_date(
     run: Run, instance: DagsterInstance, engine: Engine
 ) -> None:
     """Nobody executes checks by hand every hour."""
@@ -102,6 +107,7 @@ def test_a_run_of_the_job_evaluates_both_checks_for_its_date(
     found = evaluations(instance, run(page_size=3))
     assert {name: evaluation.passed for name, evaluation in found.items()} == {
         "events_match_ledger": True,
+        "everyone_evaluated": True,
         "error_rate": True,
     }
     metadata = found["events_match_ledger"].metadata
@@ -120,7 +126,7 @@ def test_a_run_of_the_asset_executes_them_as_steps(
     ten_mentors(engine)
     config = {"fetch_active_mentors": {"config": {"dispatch_mode": dispatch_mode}}}
     result = materialize(
-        [evaluated_asset(), events_match_ledger, error_rate],
+        [evaluated_asset(), *ASSET_CHECKS],
         partition_key=D.isoformat(),
         instance=instance,
         run_config={"ops": {"scheduler_graph": {"ops": config}}},
@@ -129,6 +135,7 @@ def test_a_run_of_the_asset_executes_them_as_steps(
     found = evaluations(instance, result.run_id)
     assert {name: evaluation.passed for name, evaluation in found.items()} == {
         "events_match_ledger": True,
+        "everyone_evaluated": True,
         "error_rate": True,
     }
     assert found["events_match_ledger"].metadata["invocations"].value == 1
@@ -147,7 +154,7 @@ def test_a_check_by_itself_looks_at_the_date_evaluated_last(
     found = evaluations(instance, result.run_id)
     assert not found["events_match_ledger"].passed
     assert found["events_match_ledger"].severity is AssetCheckSeverity.ERROR
-    assert found["events_match_ledger"].metadata["evaluation_date"] == MetadataValue.text(D.isoformat())
+    assert found["events_match_ledger"].metadata["evaluation_dates"] == MetadataValue.json([D.isoformat()])
     assert "2 notifications, expected 3" in str(found["events_match_ledger"].metadata["first_disagreements"].value)
 
 
@@ -166,7 +173,7 @@ def test_partial_and_failed_invocations_agree_as_well(run: Run, instance: Dagste
         run(page_size=4, time_budget_seconds=0.3)
     lose_the_connection_for(engine, mentor_id(3))
     run(page_size=1)
-    result = events_match_ledger_result(instance, D, of_date(engine))
+    result = events_match_ledger_result(instance, evidence_of_date(engine))
     assert [invocation.status for invocation in of_date(engine)] == ["partial", "failed"]
     assert (result.passed, result.metadata["invocations"]) == (True, MetadataValue.int(2))
 
@@ -179,7 +186,7 @@ def test_a_log_that_is_gone_is_a_warning_and_not_passed_over(
     run_id = run()
     [captured] = (tmp_path / "home" / "dagster" / "storage" / run_id / "compute_logs").glob("*.out")
     captured.unlink()
-    result = events_match_ledger_result(instance, D, of_date(engine))
+    result = events_match_ledger_result(instance, evidence_of_date(engine))
     assert (result.passed, result.severity) == (False, AssetCheckSeverity.WARN)
     assert result.metadata["invocations_without_log"] == MetadataValue.int(1)
 

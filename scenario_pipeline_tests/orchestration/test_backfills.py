@@ -17,7 +17,7 @@ from dagster import DagsterInstance, RunRequest, build_schedule_context, materia
 from sqlalchemy import Engine, text
 
 from scenario_pipeline.defs.assets import EVALUATIONS, NOTIFICATIONS
-from scenario_pipeline.defs.checks import error_rate, events_match_ledger
+from scenario_pipeline.defs.checks import ASSET_CHECKS
 from scenario_pipeline.storage import database
 from scenario_pipeline_tests.support import invariants
 from scenario_pipeline_tests.support.definitions import definitions, evaluated_asset, op_resources
@@ -128,7 +128,7 @@ def test_a_dry_run_backfill_has_the_same_totals_in_any_order_and_side_by_side(
 def asset_run(instance: DagsterInstance, partition: str, **config: Any) -> None:
     """What an asset backfill runs for one date."""
     result = materialize(
-        [evaluated_asset(), events_match_ledger, error_rate],
+        [evaluated_asset(), *ASSET_CHECKS],
         partition_key=partition,
         instance=instance,
         tags=BACKFILL,
@@ -167,7 +167,7 @@ def test_a_backfill_of_old_dates_sends_only_if_asked_to_and_says_so(run_job: Run
     # Only a run that may write is seen downstream.
     [sent] = instance.fetch_materializations(NOTIFICATIONS, limit=10).records
     assert sent.asset_materialization is not None
-    assert sent.asset_materialization.metadata["total_dispatched"].value == 3
+    assert sent.asset_materialization.metadata["notifications"].value == 3
 
 
 def test_two_daemons_that_tick_at_once_dispatch_nothing_twice(

@@ -119,7 +119,7 @@ def test_a_run_is_launched_from_the_launchpad_and_shows_its_pages_and_totals(
     pages = [f"evaluate_mentor[page_0000{number}]" for number in (1, 2, 3)]
     page.see("fetch_active_mentors", *pages, "summarize_run", "Succeeded (5)")
     page.browser.refresh()
-    page.see("Succeeded (5)", "2 checks", "Process for run exited")
+    page.see("Succeeded (5)", "3 checks", "Process for run exited")
     # The chart draws the pages a moment after the list is there.
     wait_until(lambda: "evaluate_mentor[?]" not in page.text().split("\n"), "the pages are drawn")
     screenshot("run")
@@ -165,10 +165,10 @@ def test_an_asset_backfill_over_three_dates_finishes_with_its_checks_passed(
     page.browser.get(f"{up.url}/runs/b/{runs[0].tags['dagster/backfill']}?tab=partitions")
     page.see("Status\nSucceeded", seconds=120)
     page.browser.get(f"{up.url}/assets/mentor_scenario_evaluations?view=checks")
-    page.see("events_match_ledger", "error_rate", "Succeeded")
+    page.see("events_match_ledger", "everyone_evaluated", "error_rate", "Succeeded")
     assert "Failed" not in page.text()
     page.browser.get(f"{up.url}/assets/mentor_scenario_evaluations?view=lineage")
-    page.see("peer_mentors", "mentor_activities", "scenario_notifications", "2 / 2 Passed")
+    page.see("peer_mentors", "mentor_activities", "scenario_notifications", "3 / 3 Passed")
     screenshot("lineage")
 
 
@@ -186,7 +186,7 @@ def test_a_run_backfill_from_the_command_line_shows_in_the_same_partitions(up: U
 def test_the_totals_are_plotted_over_the_dates(up: Up, page: Page, screenshot: Save) -> None:
     """A number that drifts is seen at a glance."""
     page.browser.get(f"{up.url}/assets/mentor_scenario_evaluations?view=overview")
-    page.see("total_dispatched")
+    page.see("notifications_inactivity")
     page.click("//button[contains(., 'Plots')]")
     page.see("total_evaluated", "error_rate")
     page.see_element("canvas")

@@ -1,7 +1,7 @@
 """What `doctor` looks at in Dagster's database.
 
-Belongs here: findings about Dagster's tables and its daemon. Does not belong here: the scheduler's own database
-(`doctor.database`).
+Belongs here: findings about Dagster's tables, its daemon and its asset checks. Does not belong here: the scheduler's
+own database (`doctor.database`).
 """
 
 from collections.abc import Iterator
@@ -33,7 +33,13 @@ def examine_instance(settings: Settings) -> Iterator[Finding]:
         return
     database = connect(urls.dagster)
     try:
-        yield _instance_finding(name, database, settings)
+        instance = _instance_finding(name, database, settings)
+        yield instance
+        name = "asset_checks"
+        checks = _checks_finding(name, database)
+        # Where Dagster's tables are the problem, their emptiness is no good news.
+        if instance.status is Status.OK or checks.status is Status.PROBLEM:
+            yield checks
     except Exception as exc:  # noqa: BLE001 - the boundary of a check: whatever it is, it is one finding
         failure = classify(exc)
         sentence = f"Dagster's database cannot be looked at: {failure.error_message}."
@@ -80,3 +86,25 @@ def _instance_finding(name: str, database: Engine, settings: Settings) -> Findin
         sentence = f"Dagster's daemon was silent for {timedelta(seconds=int(silent_seconds))}: no schedule ticks."
         return Finding(name, Status.PROBLEM, sentence, "scenario-pipeline up")
     return Finding(name, Status.OK, "Dagster's records can be used, and its daemon gives signs of life.")
+
+
+# The newest evaluation of each check; one that was planned and never made is not one.
+_FAILED_CHECKS = """
+    SELECT check_name, run_id FROM (
+        SELECT DISTINCT ON (asset_key, check_name) check_name, run_id, execution_status
+        FROM asset_check_executions WHERE execution_status <> 'PLANNED' ORDER BY asset_key, check_name, id DESC
+    ) AS newest WHERE execution_status = 'FAILED' ORDER BY check_name"""
+
+
+def _checks_finding(name: str, engine: Engine) -> Finding:
+    with engine.connect() as connection, connection.begin():
+        connection.execute(text("SET TRANSACTION READ ONLY"))
+        limit_statement_time(connection, STATEMENT_SECONDS)
+        has_table = connection.execute(text("SELECT to_regclass('asset_check_executions') IS NOT NULL")).scalar_one()
+        failed = connection.execute(text(_FAILED_CHECKS)).all() if has_table else []
+    if not failed:
+        return Finding(name, Status.OK, "No asset check failed when it was made last.")
+    names = ", ".join(row.check_name for row in failed)
+    sentence = f"The asset {'check' if len(failed) == 1 else 'checks'} {names} failed when made last."
+    remedy = f"read what was found at /runs/{failed[0].run_id} in the web UI, and execute the checks once more"
+    return Finding(name, Status.PROBLEM, sentence, remedy)

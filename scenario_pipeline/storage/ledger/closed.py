@@ -51,9 +51,9 @@ def closed_invocation(connection: Connection, invocation_id: str) -> ClosedInvoc
     return found[0] if found else None
 
 
-def closed_invocations(connection: Connection, evaluation_date: date) -> list[ClosedInvocation]:
-    """Return the closed invocations of a date, the oldest first."""
-    return _closed(connection, scheduler_runs.c.evaluation_date == evaluation_date)
+def closed_invocations(connection: Connection, *evaluation_dates: date) -> list[ClosedInvocation]:
+    """Return the invocations of these dates that are over, in the order in which they were opened."""
+    return _closed(connection, scheduler_runs.c.evaluation_date.in_(evaluation_dates))
 
 
 def _closed(connection: Connection, condition: ColumnElement[bool]) -> list[ClosedInvocation]:
@@ -88,10 +88,3 @@ def notifications_of(connection: Connection, invocation_id: str) -> BatchStats:
         .group_by(sent.c.organisation_id, sent.c.scenario_type)
     )
     return BatchStats(outcomes={(row.organisation_id, row.scenario_type, DISPATCHED): row.n for row in rows})
-
-
-def latest_evaluation_date(connection: Connection) -> date | None:
-    """Return the date of the latest closed invocation, or None if there is none."""
-    runs = scheduler_runs
-    statement = select(runs.c.evaluation_date).where(runs.c.status != "running").order_by(runs.c.finished_at.desc())
-    return connection.execute(statement.limit(1)).scalar_one_or_none()
