@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from datetime import datetime, timedelta, tzinfo
+from typing import Any
 
 import pytest
 from sqlalchemy import Engine, text
@@ -87,7 +88,7 @@ def test_a_run_from_tomorrow_does_not_decide_who_comes_next(engine: Engine) -> N
                 {"mentor": mentor_id(after)},
             )
 
-    def next_after() -> str | None:
+    def next_after() -> Any:
         with engine.connect() as connection:
             row = connection.execute(resume_position(order)).first()
         return None if row is None else row[0]
