@@ -22,7 +22,7 @@ from sqlalchemy.exc import DBAPIError
 from scenario_pipeline import conninfo
 from scenario_pipeline.errors import ErrorInfo, ErrorType, NoConnectionError, SystemicError, UserError, classify
 from scenario_pipeline.settings import Settings
-from scenario_pipeline.storage import columns, refusals, roles
+from scenario_pipeline.storage import refusals, roles
 from scenario_pipeline.storage.embedded import EmbeddedPostgres
 from scenario_pipeline.storage.tables import SCHEMA
 
@@ -244,7 +244,7 @@ def mismatch(version: str | None) -> str:
 
 
 def check_schema(connection: Connection) -> None:
-    """Refuse a database whose encoding, schema or tables do not fit the code.
+    """Refuse a database whose encoding or schema does not fit the code.
 
     Raises:
         SystemicError: with a sentence that names the command that fixes it.
@@ -254,7 +254,6 @@ def check_schema(connection: Connection) -> None:
     version = schema_version(connection)
     if version != code_version():
         raise SystemicError(ErrorInfo(ErrorType.DATABASE, mismatch(version)))
-    columns.check_tables(connection)
 
 
 @dataclass(frozen=True)
