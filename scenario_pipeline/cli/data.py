@@ -91,7 +91,9 @@ def load_demo_if_empty(database: Engine, settings: Settings) -> None:
 
 def _check_tables_are_read(database: Engine) -> None:
     """Refuse to load people into tables that no evaluation looks at."""
+    from scenario_pipeline.storage.columns import check_tables
     from scenario_pipeline.storage.source import reads_bundled_tables
+    from scenario_pipeline.storage.tables import metadata
 
     with database.connect() as connection:
         if not reads_bundled_tables(connection):
@@ -99,6 +101,7 @@ def _check_tables_are_read(database: Engine) -> None:
                 "The source views read tables of your own: no run would evaluate what is loaded here.",
                 exit_status=EXIT_FAILED,
             )
+        check_tables(connection, metadata.tables.values())
 
 
 def _listed(counts: dict[str, int]) -> str:

@@ -3,6 +3,7 @@
 Belongs here: turning a report, or the numbers of a date, into metadata and tags. Does not belong here: counting.
 """
 
+import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,6 +20,9 @@ MAX_TABLE_ROWS = 200
 # The first ones say what is wrong; each has an entry in the log.
 MAX_ERRORS_SHOWN = 100
 THIS_RUN = "this_run"
+MAX_NAME_CHARACTERS = 200
+# Control characters, line and paragraph separators, lone surrogates.
+_NOT_OF_A_LINE = frozenset({"Cc", "Zl", "Zp", "Cs"})
 _OUTCOMES = (DISPATCHED, *SUPPRESSION_REASONS)
 # A dry run's numbers have other names, so that nobody plots them as sent.
 _OF_DRY_RUNS = {
@@ -166,7 +170,7 @@ def outcome_table(
             {
                 # A remote engine does not tell to which scenario a suppression belongs.
                 "scenario": key[0] or "unknown",
-                "organisation": organisation_names.get(key[1], key[1]) or "unknown",
+                "organisation": in_one_line(organisation_names.get(key[1], key[1])) or "unknown",
                 **rows[key],
             }
         )
@@ -177,6 +181,12 @@ def outcome_table(
         sums = {outcome: sum(counts[outcome] for counts in others) for outcome in outcomes}
         records.append(TableRecord({"scenario": "all", "organisation": f"{len(others)} more rows", **sums}))
     return records
+
+
+def in_one_line(name: str) -> str:
+    """Return a name in one line of at most `MAX_NAME_CHARACTERS`: any text may stand in a table of the user's own."""
+    cut = name if len(name) <= MAX_NAME_CHARACTERS else f"{name[: MAX_NAME_CHARACTERS - 1]}\N{HORIZONTAL ELLIPSIS}"
+    return "".join(" " if unicodedata.category(letter) in _NOT_OF_A_LINE else letter for letter in cut).strip()
 
 
 def run_tags(order: RunOrder, report: Report, inherited: Mapping[str, str] | None = None) -> dict[str, str]:

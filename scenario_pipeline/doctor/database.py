@@ -21,7 +21,7 @@ from scenario_pipeline.errors import UserError, classify
 from scenario_pipeline.records import choose_page_size
 from scenario_pipeline.scenarios import registry
 from scenario_pipeline.settings import Settings
-from scenario_pipeline.storage import source
+from scenario_pipeline.storage import columns, source
 from scenario_pipeline.storage.database import (
     ENCODING_REMEDY,
     NO_ENCODING,
@@ -40,7 +40,7 @@ from scenario_pipeline.storage.database import (
 )
 from scenario_pipeline.storage.roles import OWNER, SCHEDULER
 from scenario_pipeline.storage.source import Access, unknown_organisations
-from scenario_pipeline.storage.tables import SCHEMA, scenario_evaluation_config, source_activities
+from scenario_pipeline.storage.tables import SCHEMA, metadata, scenario_evaluation_config, source_activities
 
 # Reading every mentor once takes longer than anything else.
 SUMMARY_SECONDS = 15.0
@@ -155,6 +155,19 @@ def _schema_version(look: Look) -> Iterator[Finding]:
         return
     sentence, _, remedy = mismatch(version).partition(": ")
     yield Finding("schema_version", Status.PROBLEM, as_sentence(sentence), remedy.removeprefix("run "))
+
+
+def _tables(look: Look) -> Iterator[Finding]:
+    """Whether the tables are those of this code: two editions of one migration leave the same version behind."""
+    # Who has tables of their own may do with those of the source as they like.
+    wanted = metadata.tables.values() if source.reads_bundled_tables(look.connection) else columns.OWN_TABLES
+    found = [
+        Finding("tables", Status.PROBLEM, as_sentence(sentence), columns.TABLES_REMEDY)
+        for sentence in columns.misfits(look.connection, wanted, "table")
+    ]
+    yield from found
+    if not found:
+        yield Finding("tables", Status.OK, f"The {len(wanted)} tables have the columns that this release needs.")
 
 
 def _views(look: Look) -> Iterator[Finding]:
@@ -358,6 +371,7 @@ _CHECKS: dict[str, Check] = {
     "session_options": _session_options,
     "writable": _writable,
     "schema_version": _schema_version,
+    "tables": _tables,
     "views": _views,
     "roles": examine_roles,
     "row_level_security": examine_row_level_security,
@@ -372,7 +386,7 @@ _CHECKS: dict[str, Check] = {
     "error_rate": examine_error_rate,
 }
 # Where one of these finds something, what depends on it is not looked at.
-_GATES = frozenset({"session_options", "schema_version", "views"})
+_GATES = frozenset({"session_options", "schema_version", "tables", "views"})
 # What can be looked at whatever the schema is.
 _ANY_SCHEMA = frozenset(
     {"server_version", "server_encoding", "session_options", "writable", "schema_version", "clock", "durability"}

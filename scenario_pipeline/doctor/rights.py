@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from sqlalchemy import text
 
 from scenario_pipeline.doctor.findings import Finding, Look, Status, as_sentence
+from scenario_pipeline.doctor.other_roles import examine_other_roles
 from scenario_pipeline.engines.functions import unfit_functions
 from scenario_pipeline.engines.source_check import readings
 from scenario_pipeline.errors import classify
@@ -22,10 +23,16 @@ from scenario_pipeline.storage.tables import SCHEMA, metadata, source_metadata
 
 def examine_roles(look: Look) -> Iterator[Finding]:
     """Whether the roles exist, the role in use has what it needs, and the scheduler's role no more than that."""
-    problems = [*_missing_roles(look), *_missing_rights(look), *_surplus_rights(look), *_open_functions(look)]
+    problems = [
+        *_missing_roles(look),
+        *_missing_rights(look),
+        *_surplus_rights(look),
+        *_open_functions(look),
+        *examine_other_roles(look),
+    ]
     yield from problems
     if not problems:
-        yield Finding("roles", Status.OK, f"The role {look.role} may do what a run needs.")
+        yield Finding("roles", Status.OK, f"The role {look.role} may do what a run needs, and no other role may.")
 
 
 def _missing_roles(look: Look) -> Iterator[Finding]:
@@ -173,17 +180,25 @@ def _hidden(look: Look) -> Iterator[Finding]:
             yield Finding("row_level_security", Status.PROBLEM, sentence, remedy)
 
 
+_SOURCE = [f"{SCHEMA}.{table}" for table in roles.SOURCE_TABLES]
+# A policy of a partitioned table does not hold for who reads a partition by its own name.
+_OPEN_TABLES = """
+    SELECT whole::regclass::text, array_agg(c.oid::regclass::text ORDER BY c.oid::regclass::text)
+    FROM pg_class c, LATERAL (
+        SELECT c.oid UNION SELECT relid FROM pg_partition_ancestors(c.oid) WHERE c.relispartition
+    ) AS ancestors (whole)
+    WHERE whole::regclass::text = ANY (:tables) AND NOT relrowsecurity AND c.relkind IN ('r', 'p')
+    GROUP BY whole, whole = c.oid ORDER BY 1, whole <> c.oid"""
+
+
 def _unprotected(look: Look) -> Iterator[Finding]:
     """What shows every organisation to whoever may read it."""
     name = "row_level_security"
-    for table in look.connection.execute(
-        text(
-            "SELECT oid::regclass::text FROM pg_class WHERE oid::regclass::text = ANY (:tables) AND NOT relrowsecurity"
-        ),
-        {"tables": [f"{SCHEMA}.{table}" for table in roles.SOURCE_TABLES]},
-    ).scalars():
-        sentence = f"Row-level security is off on {table}: whoever may read it sees every organisation."
-        yield Finding(name, Status.PROBLEM, sentence, f"ALTER TABLE {table} ENABLE ROW LEVEL SECURITY")
+    for table, partitions in look.connection.execute(text(_OPEN_TABLES), {"tables": _SOURCE}):
+        what = f"{len(partitions)} partitions of {table}" if table not in partitions else table
+        sentence = f"Row-level security is off on {what}: whoever may read it sees every organisation."
+        remedy = "; ".join(f"ALTER TABLE {partition} ENABLE ROW LEVEL SECURITY" for partition in partitions)
+        yield Finding(name, Status.PROBLEM, sentence, remedy)
     for row in look.connection.execute(
         text(
             "SELECT DISTINCT oid::regclass::text AS view, "

@@ -39,6 +39,7 @@ from scenario_pipeline.records import (
 )
 from scenario_pipeline.report import Report
 from scenario_pipeline.scenarios import check_configured
+from scenario_pipeline.storage.columns import check_tables
 from scenario_pipeline.storage.database import check_schema, limit_statement_time
 from scenario_pipeline.storage.ledger.closed import notifications_of
 from scenario_pipeline.storage.ledger.invocations import (
@@ -142,6 +143,7 @@ class Invocation:
         with self._database.connect() as connection, connection.begin() as transaction:
             limit_statement_time(connection, max(self._budget.remaining_seconds, CLOSING_SECONDS))
             check_schema(connection)
+            check_tables(connection)
             check_configured(connection, self.order.scenario_types)
             check_source(connection, self.order.scenario_types)
             self._check_organisations(connection)

@@ -7,8 +7,10 @@ contains a value from a file: a shifted column could put a name or telephone num
 from __future__ import annotations
 
 import csv
+import errno
 import os
 import re
+import stat
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -22,7 +24,12 @@ from scenario_pipeline.records import parse_date
 from scenario_pipeline.settings import is_timezone
 
 MAX_FIELD_CHARACTERS = 10_000
+_LOOK_EVERY_ROWS = 50_000
 _UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+# A name stands in tables of the web UI, for each run anew.
+MAX_NAME_CHARACTERS = 200
+# Line and paragraph separators and control characters: one line would become two, or something else.
+_NAME = re.compile(rf"(?=[^\x00-\x1f\x7f-\x9f\u2028\u2029]{{1,{MAX_NAME_CHARACTERS}}}\Z)\s*\S")
 _REQUIRED_TEXT = re.compile(rf"(?=[^\0]{{1,{MAX_FIELD_CHARACTERS}}}\Z)\s*\S")
 _OPTIONAL_TEXT = re.compile(rf"[^\0]{{0,{MAX_FIELD_CHARACTERS}}}")
 
@@ -44,6 +51,9 @@ _ID = _Kind(_UUID.fullmatch, "write a UUID in its form of 36 characters with hyp
 _DAY = _Kind(_is_date, "write a date that exists as YYYY-MM-DD")
 _STATUS = _Kind({"active", "paused", "left"}.__contains__, "write active, paused or left")
 _TIMEZONE = _Kind(is_timezone, "write an IANA time zone such as Europe/Oslo")
+_ONE_LINE = _Kind(
+    _NAME.match, f"write at most {MAX_NAME_CHARACTERS} characters in one line, without control characters"
+)
 _TEXT = _Kind(_REQUIRED_TEXT.match, "write some text")
 _TEXT_OR_NOTHING = _Kind(_OPTIONAL_TEXT.fullmatch, "write text or leave the field empty")
 
@@ -62,7 +72,7 @@ class CsvFile:
 
 
 FILES = (
-    CsvFile("organisations", {"id": _ID, "name": _TEXT, "timezone": _TIMEZONE}),
+    CsvFile("organisations", {"id": _ID, "name": _ONE_LINE, "timezone": _TIMEZONE}),
     CsvFile(
         "mentors",
         {
@@ -109,11 +119,25 @@ def open_all(folder: Path, stack: ExitStack) -> dict[str, TextIO]:
     files: dict[str, TextIO] = {}
     for csv_file in FILES:
         try:
-            file = (folder / csv_file.file_name).open(encoding="utf-8-sig", newline="")
+            # Whoever opens a pipe waits for its other end.
+            descriptor = os.open(folder / csv_file.file_name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as exc:
             raise _unreadable(csv_file, exc) from None
-        files[csv_file.stem] = stack.enter_context(file)
+        mode = os.fstat(descriptor).st_mode
+        if not stat.S_ISREG(mode):
+            os.close(descriptor)
+            raise refusal(
+                csv_file.file_name, remedy=f"the file cannot be read ({_kind_of(mode)}); give a readable file"
+            )
+        files[csv_file.stem] = stack.enter_context(os.fdopen(descriptor, encoding="utf-8-sig", newline=""))
     return files
+
+
+def _kind_of(mode: int) -> str:
+    """Say what a path leads to that is no regular file."""
+    if stat.S_ISDIR(mode):
+        return os.strerror(errno.EISDIR)
+    return "Is a pipe" if stat.S_ISFIFO(mode) else "Is a device"
 
 
 def _unreadable(csv_file: CsvFile, exc: OSError) -> UserError:
@@ -125,10 +149,16 @@ def rows(csv_file: CsvFile, path: Path, file: TextIO) -> Iterator[Sequence[objec
     """Yield the checked rows of one file, each with its line number first; empty fields become None.
 
     Raises:
-        UserError: the file cannot be read or decoded, or a row is refused.
+        UserError: the file cannot be read or decoded, changes meanwhile, or a row is refused.
     """
     try:
-        yield from _checked_rows(csv_file, file)
+        before = _state_of(file)
+        for number, row in enumerate(_checked_rows(csv_file, file), start=1):
+            # What is appended without end must not be read without end.
+            if number % _LOOK_EVERY_ROWS == 0:
+                _check_unchanged(csv_file, file, before)
+            yield row
+        _check_unchanged(csv_file, file, before)
     except OSError as exc:
         raise _unreadable(csv_file, exc) from None
     except UnicodeDecodeError:
@@ -137,6 +167,17 @@ def rows(csv_file: CsvFile, path: Path, file: TextIO) -> Iterator[Sequence[objec
             _first_line_not_utf8(path),
             remedy="a byte is not UTF-8; save the file with the encoding UTF-8",
         ) from None
+
+
+def _state_of(file: TextIO) -> tuple[int, int]:
+    """Return the size and the time of the last change of an open file."""
+    status = os.fstat(file.fileno())
+    return status.st_size, status.st_mtime_ns
+
+
+def _check_unchanged(csv_file: CsvFile, file: TextIO, before: tuple[int, int]) -> None:
+    if _state_of(file) != before:
+        raise refusal(csv_file.file_name, remedy="the file changed while it was read; import it once it is complete")
 
 
 def _first_line_not_utf8(path: Path) -> int:

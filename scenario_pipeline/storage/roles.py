@@ -144,7 +144,8 @@ BEGIN
     ALTER SCHEMA scenario OWNER TO scenario_owner;
     FOR object IN
         SELECT format('TABLE %s', oid::regclass) FROM pg_class
-            WHERE relnamespace = 'scenario'::regnamespace AND relkind = 'r' AND relowner = current_user::regrole
+            WHERE relnamespace = 'scenario'::regnamespace AND relkind IN ('r', 'p')
+                AND relowner = current_user::regrole
         UNION ALL SELECT format('FUNCTION %s', oid::regprocedure) FROM pg_proc
             WHERE pronamespace = 'scenario'::regnamespace AND proowner = current_user::regrole
     LOOP

@@ -12,7 +12,6 @@ from enum import Enum
 from hashlib import sha256
 from typing import Any
 
-from psycopg import postgres
 from sqlalchemy import (
     ARRAY,
     ColumnClause,
@@ -21,7 +20,6 @@ from sqlalchemy import (
     Date,
     FromClause,
     Integer,
-    Row,
     Text,
     Uuid,
     cast,
@@ -31,9 +29,9 @@ from sqlalchemy import (
     select,
     text,
 )
-from sqlalchemy.dialects import postgresql
 
 from scenario_pipeline.errors import ErrorInfo, ErrorType, SystemicError
+from scenario_pipeline.storage import columns
 from scenario_pipeline.storage.tables import SCHEMA, source_mentors, source_metadata, source_organisations
 
 _KEY = Uuid(as_uuid=False)
@@ -85,32 +83,8 @@ _RIGHTS = text(
 
 
 def misfits(connection: Connection) -> Iterator[str]:
-    """Yield one sentence for each view or column that is missing, and each column with the wrong type."""
-    rows = connection.execute(
-        text(
-            "SELECT c.relname, a.attname, a.atttypid AS oid, CASE nspname WHEN 'pg_catalog' "
-            "THEN format_type(a.atttypid, NULL) ELSE nspname || '.' || typname END AS type FROM pg_class c "
-            "JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped "
-            "JOIN pg_type t ON t.oid = a.atttypid JOIN pg_namespace n ON n.oid = typnamespace "
-            "WHERE c.relnamespace = to_regnamespace(:schema) AND c.relname = ANY (:views)"
-        ),
-        {"schema": SCHEMA, "views": [view.name for view in source_metadata.tables.values()]},
-    ).all()
-    found: dict[str, dict[str, Row[Any]]] = {}
-    for row in rows:
-        found.setdefault(row.relname, {})[row.attname] = row
-    for view in source_metadata.tables.values():
-        if view.name not in found:
-            yield f"the view {view.fullname} does not exist"
-            continue
-        for wanted in view.columns:
-            needed = wanted.type.compile(postgresql.dialect()).lower()  # type: ignore[no-untyped-call]
-            actual = found[view.name].get(wanted.name)
-            if actual is None:
-                yield f"the view {view.fullname} has no column {wanted.name}, which must be {needed}"
-            # By number, because the written name of a type depends on the session's settings and search path.
-            elif actual.oid != postgres.types[needed].oid:
-                yield f"the column {wanted.name} of the view {view.fullname} is {actual.type}, and must be {needed}"
+    """Yield one sentence for each view, and each column of one, that is missing or has another type than it must."""
+    return columns.misfits(connection, source_metadata.tables.values(), "view")
 
 
 def check_views(connection: Connection) -> None:
@@ -145,7 +119,7 @@ def reads_bundled_tables(connection: Connection) -> bool:
         "SELECT count(DISTINCT v.oid) FROM pg_class v JOIN pg_rewrite r ON r.ev_class = v.oid "
         "JOIN pg_depend d ON d.objid = r.oid AND d.classid = 'pg_rewrite'::regclass "
         "AND d.refclassid = 'pg_class'::regclass AND d.refobjid <> v.oid "
-        "JOIN pg_class t ON t.oid = d.refobjid AND t.relkind = 'r' "
+        "JOIN pg_class t ON t.oid = d.refobjid AND t.relkind IN ('r', 'p') "
         "WHERE v.relnamespace = to_regnamespace(:schema) AND t.relnamespace = v.relnamespace "
         "AND v.relname = ANY (:views)"
     )

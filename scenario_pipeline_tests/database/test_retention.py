@@ -110,7 +110,8 @@ def history(server: EmbeddedPostgres, template_database: str) -> Iterator[str]:
             connection.execute(
                 text(f"UPDATE scenario.scheduler_runs SET started_at = {age}, finished_at = {age}"), {"end": END}
             )
-            connection.execute(text("SELECT scenario.request_scheduler_run(), scenario.request_scheduler_run()"))
+            for mode in ("auto", "dry_run"):
+                connection.execute(text(f"SELECT scenario.request_scheduler_run(dispatch_mode => '{mode}')"))
             connection.execute(
                 text("UPDATE scenario.scheduler_run_requests SET requested_at = now() - interval '1 year'")
             )

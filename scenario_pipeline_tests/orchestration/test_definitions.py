@@ -172,6 +172,25 @@ def test_a_table_of_very_many_organisations_is_cut_and_still_adds_up() -> None:
     assert (records[-1]["organisation"], records[-1]["dispatched"]) == ("50 more rows", sum(range(1, 51)))
 
 
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("Kreftforeningen", "Kreftforeningen"),
+        ("Håp 北京 🌱", "Håp 北京 🌱"),
+        ("x" * 140_000, "x" * 199 + "\N{HORIZONTAL ELLIPSIS}"),
+        ("x" * 200, "x" * 200),
+        ("one\u2028two\u2029three\r\nfour\x1b[31m\x85", "one two three  four [31m"),
+        ("\u2028", "unknown"),
+        ("", "unknown"),
+    ],
+    ids=["a name", "other letters", "140,000 characters", "200 characters", "lines", "a separator", "nothing"],
+)
+def test_an_organisations_name_is_shown_in_one_short_line(name: str, shown: str) -> None:
+    """A table of the user's own may call an organisation anything, and Dagster keeps it with each run."""
+    [record] = outcome_table(BatchStats(outcomes={("an id", "milestone", DISPATCHED): 1}), {"an id": name})
+    assert record.data["organisation"] == shown
+
+
 @pytest.mark.parametrize("outcome", ["completed", "partial", "failed"])
 def test_runs_can_be_filtered_by_what_became_of_them(run_job: RunJob, engine: Engine, outcome: str) -> None:
     """Somebody looks for the runs that failed last month."""

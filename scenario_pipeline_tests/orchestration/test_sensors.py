@@ -221,8 +221,8 @@ def test_a_request_becomes_one_run_and_stays_as_a_record(
 def test_each_of_many_requests_made_at_once_has_its_own_run(
     instance: DagsterInstance, engine: Engine, database_url: str
 ) -> None:
-    """Two clocks that strike together are two requests, however their transactions end."""
-    threads = [threading.Thread(target=ask, args=(database_url,)) for _ in range(8)]
+    """Clocks that strike together for different dates are as many requests, however their transactions end."""
+    threads = [threading.Thread(target=ask, args=(database_url, f"'2026-08-0{day}'")) for day in range(1, 9)]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -18,6 +18,7 @@ CHECKS = [
     "session_options",
     "writable",
     "schema_version",
+    "tables",
     "views",
     "roles",
     "row_level_security",

@@ -29,5 +29,5 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Refuse: a repeated request would be evaluated again, and the caller would lose its first reply."""
+    """Refuse: a repeated request would be evaluated again, and its first reply is lost to whoever asks for it."""
     raise NotImplementedError("restore a backup instead: dropping the replies would let a lost one be counted twice")

@@ -6,8 +6,8 @@ revision = "0004"
 down_revision = "0003"
 
 UPGRADE = """
--- These views are all that an evaluation reads; a user may define them over other tables. They use the rights of the
--- role that queries them: with the rights of their owner, they would show every row to each app user who may read them.
+-- What an evaluation reads, and all of it; a user may define these over tables of their own. With the rights of whoever
+-- asks: a view with its owner's would show every row to each app user who may read it.
 CREATE VIEW scenario.source_organisations WITH (security_invoker = true) AS
     SELECT id, name, timezone FROM scenario.organisations;
 CREATE VIEW scenario.source_mentors WITH (security_invoker = true) AS
