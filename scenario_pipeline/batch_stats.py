@@ -49,9 +49,19 @@ class BatchStats:
         )
 
     def dispatched_beyond(self, other: BatchStats) -> BatchStats:
-        """Return the dispatched matches that `other` has not counted."""
-        missing = Counter(self.outcomes) - Counter(other.outcomes)
-        return BatchStats(outcomes={key: n for key, n in missing.items() if key[2] == DISPATCHED})
+        """Return the dispatched matches that `other` has not counted.
+
+        They are compared by scenario, since a mentor may have changed organisation between the two counts. Each is
+        attributed to an organisation for which `self` has more than `other`.
+        """
+        missing = Counter(self.dispatched_by_scenario) - Counter(other.dispatched_by_scenario)
+        outcomes: dict[OutcomeKey, int] = {}
+        for key, n in sorted((Counter(self.outcomes) - Counter(other.outcomes)).items()):
+            _, scenario, outcome = key
+            if outcome == DISPATCHED and missing[scenario]:
+                outcomes[key] = min(n, missing[scenario])
+                missing[scenario] -= outcomes[key]
+        return BatchStats(outcomes=outcomes)
 
     @classmethod
     def sum(cls, parts: Iterable[BatchStats]) -> BatchStats:

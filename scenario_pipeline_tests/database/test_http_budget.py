@@ -11,6 +11,7 @@ from dataclasses import replace
 import pytest
 from sqlalchemy import Engine, text
 
+from scenario_pipeline.batch_stats import BatchStats
 from scenario_pipeline.defs.reconcile import disagreements
 from scenario_pipeline.errors import ErrorType
 from scenario_pipeline.invocation.closing import close_dead_invocation
@@ -20,10 +21,10 @@ from scenario_pipeline.records import PageUnprocessed
 from scenario_pipeline.storage.ledger.closed import closed_invocations
 from scenario_pipeline_tests.support.http_runs import TIMEOUT, evaluate_page, http_engine, nobody_due, run
 from scenario_pipeline_tests.support.invariants import consistent, sent
-from scenario_pipeline_tests.support.people import new_invocation_id, quiet_mentors
+from scenario_pipeline_tests.support.people import D, new_invocation_id, quiet_mentors
 from scenario_pipeline_tests.support.project import PROJECT
 from scenario_pipeline_tests.support.runs import Log, make_page, make_request
-from scenario_pipeline_tests.support.scripted_server import Asked, ScriptedServer, never, send, well
+from scenario_pipeline_tests.support.scripted_server import Asked, ScriptedServer, never, pass_on, send, well
 from scenario_pipeline_tests.support.service import a_request, post
 from scenario_pipeline_tests.support.waiting import wait_until
 
@@ -71,6 +72,30 @@ def test_what_was_sent_for_a_killed_scheduler_is_counted_when_its_log_is_closed(
     with engine.connect() as connection:
         [closed] = closed_invocations(connection, request.evaluation_date)
     assert list(disagreements(closed, log.lines, None)) == []
+
+
+def test_a_completed_run_counts_what_was_sent_in_a_chunk_whose_reply_was_lost(served: str, engine: Engine) -> None:
+    """The engine dispatched and its reply never came: the ledger has more than its pages, and nothing is wrong."""
+    ids = quiet_mentors(engine, 4)
+    lost = {ids[2]}
+
+    def script(asked: Asked, connection: socket.socket) -> None:
+        passed = pass_on(asked, served)
+        if lost & set(asked.ids):
+            never(asked, connection)
+        else:
+            send(connection, passed.content, status=passed.status_code)
+
+    with ScriptedServer(script) as server:
+        ran = run(engine, server.url, budget=0.8)
+    assert (ran.report.status, ran.errors) == ("completed", dict.fromkeys(ids[2:], TIMEOUT))
+    with engine.connect() as connection:
+        [closed] = closed_invocations(connection, D)
+    in_pages = closed.pages.total_dispatched
+    assert (closed.totals["total_dispatched"], closed.notifications, in_pages < closed.notifications) == (3, 3, True)
+    assert list(disagreements(closed, ran.log.lines, None)) == []
+    fewer = replace(closed, pages=closed.pages + BatchStats(outcomes={("", "inactivity", "dispatched"): 9}))
+    assert "total_dispatched is 3 in the ledger" in " ".join(disagreements(fewer, ran.log.lines, None))
 
 
 def test_what_the_service_cannot_finish_in_time_it_does_not_do(served: str, engine: Engine) -> None:

@@ -48,6 +48,46 @@ PART = BatchStats(
 )
 
 
+def test_a_mentor_who_changed_organisation_between_two_counts_counts_once() -> None:
+    """The notification names the new organisation and the page the old one: a total of two would never be explained."""
+    counted = BatchStats({"oslo": 1}, {("oslo", "inactivity", DISPATCHED): 1})
+    moved = BatchStats(outcomes={("bergen", "inactivity", DISPATCHED): 1})
+    assert moved.dispatched_beyond(counted) == BatchStats()
+
+
+def test_what_was_not_counted_is_attributed_to_organisations_that_have_it() -> None:
+    rows = BatchStats(
+        outcomes={
+            ("bergen", "inactivity", DISPATCHED): 2,
+            ("oslo", "inactivity", DISPATCHED): 5,
+            ("tromsø", "milestone", DISPATCHED): 3,
+        }
+    )
+    counted = BatchStats(
+        outcomes={
+            ("", "inactivity", DISPATCHED): 1,
+            ("oslo", "inactivity", DISPATCHED): 3,
+            ("tromsø", "milestone", "cooldown"): 9,
+        }
+    )
+    assert rows.dispatched_beyond(counted) == BatchStats(
+        outcomes={
+            ("bergen", "inactivity", DISPATCHED): 2,
+            ("oslo", "inactivity", DISPATCHED): 1,
+            ("tromsø", "milestone", DISPATCHED): 3,
+        }
+    )
+
+
+@given(STATS, STATS)
+@without_database
+def test_with_what_was_missing_each_scenario_has_the_larger_count(rows: BatchStats, counted: BatchStats) -> None:
+    """Totals that fall behind the notifications, or run ahead of them, would be wrong for good."""
+    ours, theirs = rows.dispatched_by_scenario, counted.dispatched_by_scenario
+    larger = {s: max(ours.get(s, 0), theirs.get(s, 0)) for s in ours | theirs}
+    assert (counted + rows.dispatched_beyond(counted)).dispatched_by_scenario == larger
+
+
 @given(STATS, STATS, STATS)
 @without_database
 def test_parts_add_up_to_the_same_in_any_order_and_grouping(a: BatchStats, b: BatchStats, c: BatchStats) -> None:
