@@ -32,18 +32,13 @@ EngineName = Literal["sql", "http"]
 ENGINES: tuple[EngineName, ...] = get_args(EngineName)
 
 _PREFIX = "SCENARIO_"
-# The variables of contract section 7, and those of the engine.
+# The variables of contract section 7 that a part of this project reads.
 VARIABLES = frozenset(
     f"{_PREFIX}{name}"
     for name in (
-        "ALERT_URL",
-        "CONNECTIONS",
         "CRON",
         "DAGSTER_DATABASE_URL",
         "DATABASE_URL",
-        "DELIVERY",
-        "DELIVERY_DATABASE_URL",
-        "DELIVERY_TIME_BUDGET_SECONDS",
         "ENGINE",
         "ENGINE_CHUNK_SIZE",
         "ENGINE_CONCURRENCY",
@@ -53,15 +48,26 @@ VARIABLES = frozenset(
         "HOME",
         "MAX_ERROR_RATE",
         "PAGE_SIZE",
+        "TIMEZONE",
+        "TIME_BUDGET_SECONDS",
+    )
+)
+# Those that nothing reads yet. Their names are reserved; a person who sets one must learn that it does nothing.
+UNREAD_VARIABLES = frozenset(
+    f"{_PREFIX}{name}"
+    for name in (
+        "ALERT_URL",
+        "CONNECTIONS",
+        "DELIVERY",
+        "DELIVERY_DATABASE_URL",
+        "DELIVERY_TIME_BUDGET_SECONDS",
         "SHARDS",
         "SMTP_FROM",
         "SMTP_URL",
-        "TIMEZONE",
-        "TIME_BUDGET_SECONDS",
         "UNSUBSCRIBE_URL",
     )
 )
-_ENDPOINT = re.compile(r"SCENARIO_ENDPOINT_[A-Z0-9_]+_(?:URL|SECRETS)")
+_UNREAD_ENDPOINT = re.compile(r"SCENARIO_ENDPOINT_[A-Z0-9_]{1,60}_(?:URL|SECRETS)")
 _MAX_NAME = 100
 
 # Placeholders in the zone database, and this machine's own zone, which other machines do not know.
@@ -125,7 +131,7 @@ class Settings:
 
         engine = _engine(get("SCENARIO_ENGINE") or "sql")
         return cls(
-            home=_folder(get("SCENARIO_HOME") or str(default_home(PROJECT_FOLDER, get("XDG_DATA_HOME")))),
+            home=_home(get("SCENARIO_HOME"), get("XDG_DATA_HOME")),
             database_url=_postgres("SCENARIO_DATABASE_URL", get("SCENARIO_DATABASE_URL")),
             dagster_database_url=_postgres("SCENARIO_DAGSTER_DATABASE_URL", get("SCENARIO_DAGSTER_DATABASE_URL")),
             timezone=_timezone(get("SCENARIO_TIMEZONE") or "Europe/Oslo"),
@@ -274,10 +280,19 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def _home(value: str | None, data_home: str | None) -> Path:
+    if value is not None:
+        return _folder(value)
+    try:
+        return default_home(PROJECT_FOLDER, data_home).expanduser().resolve()
+    except RuntimeError:  # no HOME, and no entry in passwd
+        raise UserError("No home folder is known for this user: set SCENARIO_HOME.") from None
+
+
 def _folder(value: str) -> Path:
     try:
         return Path(value).expanduser().resolve()
-    except (OSError, RuntimeError):  # a loop of links; a user without a home folder
+    except (OSError, RuntimeError):  # a loop of links; `~` of a user who has no home folder
         raise UserError("SCENARIO_HOME must be the path of a folder.") from None
 
 
@@ -306,11 +321,23 @@ def _timezone(value: str) -> ZoneInfo:
     return ZoneInfo(value)
 
 
+def unread_variables(environment: Mapping[str, str] | None = None) -> Iterator[str]:
+    """Yield each setting that is set and that no part of this release reads."""
+    env = os.environ if environment is None else environment
+    for name, value in sorted(env.items()):
+        if value.strip() and _is_unread(name):
+            yield name
+
+
 def unknown_variables(environment: Mapping[str, str] | None = None) -> Iterator[tuple[str, str]]:
     """Yield each variable that looks like a setting but is none, with the setting whose name is nearest."""
     env = os.environ if environment is None else environment
     names = {name.removeprefix(_PREFIX): name for name in sorted(VARIABLES)}
     for name, value in sorted(env.items()):
-        if name.startswith(_PREFIX) and value.strip() and name not in VARIABLES and not _ENDPOINT.fullmatch(name):
+        if name.startswith(_PREFIX) and value.strip() and name not in VARIABLES and not _is_unread(name):
             [nearest] = difflib.get_close_matches(name.removeprefix(_PREFIX).upper()[:_MAX_NAME], names, 1, cutoff=0.0)
             yield re.sub("[^!-~]", "?", name[:_MAX_NAME]), names[nearest]
+
+
+def _is_unread(name: str) -> bool:
+    return name in UNREAD_VARIABLES or _UNREAD_ENDPOINT.fullmatch(name) is not None

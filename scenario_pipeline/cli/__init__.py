@@ -52,7 +52,7 @@ class _LazyGroup(click.Group):
 @click.group(
     cls=_LazyGroup,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Tab completion in bash: add the line that follows to ~/.bashrc. For zsh and fish, write zsh_source or "
+    epilog="Tab completion in bash: add this line to ~/.bashrc. For zsh and fish, write zsh_source or "
     "fish_source.\n\n\b\n"
     'eval "$(_SCENARIO_PIPELINE_COMPLETE=bash_source scenario-pipeline)"',
 )
@@ -60,7 +60,9 @@ class _LazyGroup(click.Group):
 def main() -> None:
     """Notify peer mentors on behalf of their organisations, exactly once."""
     from scenario_pipeline.cli.terminal import echo
-    from scenario_pipeline.settings import unknown_variables
+    from scenario_pipeline.settings import unknown_variables, unread_variables
 
     for name, nearest in unknown_variables():
-        echo(f"Warning: {name} is no setting and has no effect; the nearest one is {nearest}.")
+        echo(f"Warning: {name} is not a setting and has no effect. Did you mean {nearest}?")
+    for name in unread_variables():
+        echo(f"Warning: {name} is a setting of a part that is not built yet and has no effect.")

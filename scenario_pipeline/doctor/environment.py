@@ -12,31 +12,35 @@ import psutil
 
 from scenario_pipeline.doctor.findings import Finding, Status, as_sentence
 from scenario_pipeline.engines.http.client import health_failure
-from scenario_pipeline.settings import Settings, unknown_variables
+from scenario_pipeline.settings import Settings, unknown_variables, unread_variables
 
 
 def examine_trigger_engine(settings: Settings) -> Iterator[Finding]:
     """Ask the trigger engine whether it works, if it is a remote one."""
     name = "trigger_engine"
     if settings.engine != "http" or settings.engine_url is None:
-        yield Finding(name, Status.OK, "The trigger engine is sql, which is the database itself.")
+        yield Finding(name, Status.OK, "The trigger engine is sql: the database does the work.")
         return
     failure = health_failure(settings.engine_url, trust_proxy=settings.engine_trust_proxy)
     if failure is None:
-        yield Finding(name, Status.OK, "The trigger engine answers that it is well.")
+        yield Finding(name, Status.OK, "The trigger engine reports that it is healthy.")
     else:
         remedy = 'curl --fail "$SCENARIO_ENGINE_URL/v1/health"'
         yield Finding(name, Status.PROBLEM, f"{as_sentence(failure.error_message)}", remedy)
 
 
 def examine_variables() -> Finding:
-    """Look for variables that are set like settings and are none."""
-    unknown = dict(unknown_variables())
+    """Look for variables that are set like settings and have no effect."""
+    unknown, unread = dict(unknown_variables()), list(unread_variables())
+    # Programs beside this one may read them: no reason to end with a problem.
+    without_effect = [f"{name} is a setting of a part that is not built yet and has no effect." for name in unread]
     if not unknown:
-        return Finding("variables", Status.OK, "Each SCENARIO_ variable that is set is a setting.")
-    sentence = f"{', '.join(unknown)} {'has' if len(unknown) == 1 else 'have'} no effect: no setting has that name."
+        sentence = " ".join(without_effect) or "Each SCENARIO_ variable that is set is a setting."
+        return Finding("variables", Status.OK, sentence)
+    verb = "has" if len(unknown) == 1 else "have"
+    sentence = f"{', '.join(unknown)} {verb} no effect: no setting has that name."
     remedy = "; ".join(f"unset {name}, or write {nearest}" for name, nearest in unknown.items())
-    return Finding("variables", Status.PROBLEM, sentence, remedy)
+    return Finding("variables", Status.PROBLEM, " ".join([sentence, *without_effect]), remedy)
 
 
 def examine_web_server() -> Iterator[Finding]:

@@ -9,7 +9,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,9 +58,8 @@ def run(engine: Engine, url: str, *, budget: float = 20.0, log: Log | None = Non
     log = log or Log()
     started = time.monotonic()
     try:
-        report = run_invocation(
-            engine, make_request(time_budget_seconds=budget, **request), log=log, trigger_engine=http
-        )
+        order = replace(make_request(time_budget_seconds=budget, **request), engine_name="http")
+        report = run_invocation(engine, order, log=log, trigger_engine=http)
     finally:
         http.close()
     ran = Ran(report, log, time.monotonic() - started)

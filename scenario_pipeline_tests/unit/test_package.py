@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import pwd
 import re
+import subprocess
 import tomllib
 from pathlib import Path
 
 import pytest
 import yaml
 
+from scenario_pipeline import settings
 from scenario_pipeline.defs import local_run
 from scenario_pipeline.defs.instance import home
 from scenario_pipeline.defs.instance.home import prepare_dagster_home
+from scenario_pipeline.failures import UserError
 from scenario_pipeline.settings import PROJECT_NAME, Settings, default_home, is_checkout
 
 PROJECT = Path(__file__).resolve().parent.parent.parent
@@ -44,6 +48,22 @@ def test_the_users_data_folder_is_the_usual_one_unless_a_whole_path_is_named(
     assert default_home(tmp_path, data_home) == Path("~/.local/share/scenario-pipeline")
 
 
+def test_a_user_without_a_home_folder_is_asked_for_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container's user often has neither HOME nor an entry in passwd, and never set what is complained of."""
+
+    def no_entry(uid: int) -> None:
+        raise KeyError(uid)
+
+    monkeypatch.setattr(settings, "PROJECT_FOLDER", tmp_path)
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", no_entry)
+    with pytest.raises(UserError, match=r"^No home folder is known for this user: set SCENARIO_HOME\.$"):
+        Settings.from_environment({})
+    with pytest.raises(UserError, match=r"^SCENARIO_HOME must be the path of a folder\.$"):
+        Settings.from_environment({"SCENARIO_HOME": "~/data"})
+    assert Settings.from_environment({"SCENARIO_HOME": str(tmp_path)}).home == tmp_path
+
+
 def test_the_project_knows_its_own_checkout() -> None:
     assert is_checkout(PROJECT)
     assert tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["name"] == PROJECT_NAME
@@ -58,6 +78,20 @@ def test_every_python_that_is_promised_is_tried() -> None:
     assert project["requires-python"] == ">=3.11,<3.14"
     for job in ("tests", "wheel"):
         assert workflow["jobs"][job]["strategy"]["matrix"]["python-version"] == promised
+
+
+def test_no_tracked_file_is_ignored() -> None:
+    """A change to such a file shows up in no `git status`, and a copy of the folder lacks it."""
+    if not (PROJECT / ".git").exists():
+        pytest.skip("this copy of the project is no git checkout, so nothing is tracked")
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--ignored", "--exclude-standard"],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert listed.stdout.splitlines() == []
 
 
 @pytest.mark.parametrize("name", ["dagster.yaml", "workspace.yaml"])
@@ -88,7 +122,7 @@ def test_an_installed_package_prepares_dagsters_home_from_its_copies(
 
 def test_the_operators_own_dagster_yaml_comes_first(tmp_path: Path) -> None:
     """Run launchers are set up there, and an installed package is no place to edit."""
-    settings = Settings.from_environment({"SCENARIO_HOME": str(tmp_path)})
-    prepare_dagster_home(settings)
+    configured = Settings.from_environment({"SCENARIO_HOME": str(tmp_path)})
+    prepare_dagster_home(configured)
     (tmp_path / "dagster.yaml").write_text("run_launcher: {}\n")
-    assert (prepare_dagster_home(settings) / "dagster.yaml").read_text() == "run_launcher: {}\n"
+    assert (prepare_dagster_home(configured) / "dagster.yaml").read_text() == "run_launcher: {}\n"
