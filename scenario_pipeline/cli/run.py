@@ -209,7 +209,7 @@ def _execute(settings: Settings, config: dict[str, Any], evaluation_date: date) 
         echo(f"{path} could not be written: {reason}. The web UI shows it; stdout and the ledger are apart from it.")
     if STDOUT_SINK.dropped:
         lost = counted(STDOUT_SINK.dropped, "entry", "entries")
-        echo(f"{lost} could not be written to stdout: the log is incomplete, the ledger is not.")
+        echo(f"{lost} could not be written to stdout: the log is incomplete; the ledger is complete.")
         return status or EXIT_FAILED
     return status
 

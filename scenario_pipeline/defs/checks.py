@@ -97,7 +97,7 @@ def events_match_ledger_result(
     if found:
         description = f"{len(found)} disagreements between log, ledger, notifications and metadata."
     elif without_log:
-        description = f"The log of {without_log} invocations is not on this machine; all else agrees."
+        description = f"The logs of {without_log} invocations could not be read; everything else agrees."
     else:
         description = "Log, ledger, notifications and metadata agree."
     return AssetCheckResult(

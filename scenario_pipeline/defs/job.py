@@ -196,7 +196,7 @@ def _observe_sources(context: OpExecutionContext, scheduler: Scheduler) -> None:
         for observation in observations(scheduler.database):
             context.log_event(observation)
     except Exception as exc:  # noqa: BLE001 - the invocation is closed: what its source looks like must not fail its run
-        context.log.warning(f"The sources could not be looked at: {classify(exc).error_message}.")
+        context.log.warning(f"The sources could not be checked: {classify(exc).error_message}.")
 
 
 @graph(description="Evaluates every active mentor page by page and dispatches one notification per crossing.")

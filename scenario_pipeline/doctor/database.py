@@ -1,7 +1,7 @@
 """What `doctor` looks at: the scheduler's database, its source and its plans.
 
-Belongs here: everything that a connection tells, but for rights (`rights`) and past runs (`history`). Does not belong
-here: mending; every transaction is read-only, and nothing is started or created.
+Belongs here: everything that a connection shows, except rights (`rights`) and past runs (`history`). Does not belong
+here: fixing anything; every transaction is read-only, and nothing is started or created.
 """
 
 from __future__ import annotations
@@ -108,9 +108,9 @@ def _examine(database: Engine, settings: Settings, setting: str, last_due: datet
                 access = Access.VIEWS if name in _ANY_SCHEMA else source.access_of(connection)
                 look = Look(connection, settings, role, rights_remedy, access, last_due)
                 findings = list(check(look))
-        except Exception as exc:  # noqa: BLE001 - the boundary of a check: whatever it is, the others are looked at
+        except Exception as exc:  # noqa: BLE001 - the boundary of a check: whatever it is, the other checks go on
             failure = classify(exc)
-            sentence = f"This could not be looked at: {failure.error_message}."
+            sentence = f"This could not be checked: {failure.error_message}."
             remedy = rights_remedy if failure.sqlstate == "42501" else None
             findings = [Finding(name, Status.UNKNOWN, sentence, remedy)]
         if name in _GATES:
@@ -132,7 +132,7 @@ def _server_encoding(look: Look) -> Iterator[Finding]:
     if encoding == NO_ENCODING:
         yield Finding(name, Status.PROBLEM, as_sentence(WRONG_ENCODING), ENCODING_REMEDY)
     elif encoding == "UTF8":
-        yield Finding(name, Status.OK, "The encoding of the database is UTF8, which has every letter.")
+        yield Finding(name, Status.OK, "The encoding of the database is UTF8, which can store every character.")
     else:
         sentence = f"The encoding of the database is {encoding}; an import of other letters is refused."
         yield Finding(name, Status.OK, sentence)
@@ -145,13 +145,13 @@ def _session_options(look: Look) -> Iterator[Finding]:
         sentence = "row_security is on in a session that was started with off: a pooler drops the options of sessions."
         yield Finding(name, Status.PROBLEM, sentence, f"ALTER ROLE {look.role} SET row_security = off")
     else:
-        yield Finding(name, Status.OK, "A session keeps the options that it is started with.")
+        yield Finding(name, Status.OK, "Sessions keep their startup options.")
 
 
 def _schema_version(look: Look) -> Iterator[Finding]:
     version, expected = schema_version(look.connection), code_version()
     if version == expected:
-        yield Finding("schema_version", Status.OK, f"The schema has version {version}, as this release needs it.")
+        yield Finding("schema_version", Status.OK, f"The schema is at version {version}, as this release requires.")
         return
     sentence, _, remedy = mismatch(version).partition(": ")
     yield Finding("schema_version", Status.PROBLEM, as_sentence(sentence), remedy.removeprefix("run "))
@@ -159,7 +159,7 @@ def _schema_version(look: Look) -> Iterator[Finding]:
 
 def _tables(look: Look) -> Iterator[Finding]:
     """Whether the tables are those of this code: two editions of one migration leave the same version behind."""
-    # Who has tables of their own may do with those of the source as they like.
+    # An installation with tables of its own may do as it likes with those of the source.
     wanted = metadata.tables.values() if source.reads_bundled_tables(look.connection) else columns.OWN_TABLES
     found = [
         Finding("tables", Status.PROBLEM, as_sentence(sentence), columns.TABLES_REMEDY)
@@ -200,7 +200,7 @@ def _mentors(look: Look) -> Iterator[Finding]:
         sentence = f"The view {SCHEMA}.source_mentors has {mentors} mentors, and the status of none is 'active'."
         yield Finding("mentors", Status.PROBLEM, sentence, YOUR_OWN_TABLES)
     if not wrong:
-        yield Finding("mentors", Status.OK, f"The source has {active} active mentors, no duplicates.")
+        yield Finding("mentors", Status.OK, f"{active} active mentors, no duplicates.")
 
 
 def _activity_index(look: Look) -> Iterator[Finding]:
@@ -299,7 +299,7 @@ def _configuration(look: Look) -> Iterator[Finding]:
         remedy = f"DELETE FROM {table.fullname} WHERE organisation_id = '{unknown[0]}'"  # noqa: S608 - it is only shown
         yield Finding(name, Status.PROBLEM, sentence, remedy)
     if not missing and not unknown:
-        yield Finding(name, Status.OK, f"Every one of the {len(registry())} scenarios is configured.")
+        yield Finding(name, Status.OK, f"All {len(registry())} scenarios are configured.")
 
 
 def _clock(look: Look) -> Iterator[Finding]:
@@ -362,7 +362,7 @@ def _writable(look: Look) -> Iterator[Finding]:
         remedy = f"ALTER DATABASE {name} RESET default_transaction_read_only"
         yield Finding("writable", Status.PROBLEM, sentence, remedy)
     else:
-        yield Finding("writable", Status.OK, "The server takes what is written.")
+        yield Finding("writable", Status.OK, "The server accepts writes.")
 
 
 _CHECKS: dict[str, Check] = {

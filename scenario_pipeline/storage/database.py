@@ -298,7 +298,7 @@ def reachable_or_explain(database: Engine, name: str) -> None:
     """
     unusable = why_unusable(database, name)
     if unusable is not None:
-        raise UserError(f"{unusable.sentence} What helps: {unusable.remedy}.", exit_status=1)
+        raise UserError(f"{unusable.sentence} To fix it: {unusable.remedy}.", exit_status=1)
 
 
 def limit_statement_time(connection: Connection, seconds: float) -> None:

@@ -266,6 +266,6 @@ def test_doctor_says_which_reason_it_is_for_both_databases(tmp_path: Path, monke
         "CREATE DATABASE ..., on the server; or correct the database in SCENARIO_DATABASE_URL",
     )
     assert (dagsters.finding, dagsters.remedy) == (
-        f"Dagster's database cannot be looked at: {Reason.WRONG_PASSWORD.sentence}.",
+        f"Dagster's database cannot be checked: {Reason.WRONG_PASSWORD.sentence}.",
         "ALTER ROLE ... PASSWORD, on the server; or correct the user and password in SCENARIO_DAGSTER_DATABASE_URL",
     )

@@ -239,7 +239,7 @@ def test_a_log_that_cannot_be_written_does_not_stop_the_run_and_is_not_passed_ov
         )
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == (
-        "2 entries could not be written to stdout: the log is incomplete, the ledger is not."
+        "2 entries could not be written to stdout: the log is incomplete; the ledger is complete."
     )
     assert len(sent(installation.engine)) == 18
     installation.check()

@@ -179,7 +179,7 @@ def test_the_units_serve_the_clocks_requests_and_write_events_where_the_page_say
     copied = deployment.folder / "home" / "dagster" / "dagster.yaml"
     assert copied.read_text() == (PROJECT / "dagster.yaml").read_text()
     found = deployment.command("doctor", "||", "true")[0]
-    assert "its daemon gives signs of life" in found
+    assert "its daemon is running" in found
     assert "Dagster's web server listens on loopback only" in found
 
 

@@ -42,7 +42,7 @@ def examine_instance(settings: Settings) -> Iterator[Finding]:
             yield checks
     except Exception as exc:  # noqa: BLE001 - the boundary of a check: whatever it is, it is one finding
         failure = classify(exc)
-        sentence = f"Dagster's database cannot be looked at: {failure.error_message}."
+        sentence = f"Dagster's database cannot be checked: {failure.error_message}."
         remedy = remedy_of(exc, database, "SCENARIO_DAGSTER_DATABASE_URL")
         remedy = remedy or "check SCENARIO_DAGSTER_DATABASE_URL and its role, with psql"
         yield Finding(name, Status.UNKNOWN, sentence, remedy)
@@ -81,11 +81,11 @@ def _instance_finding(name: str, database: Engine, settings: Settings) -> Findin
             )
         ).scalar_one()
     if silent_seconds is None:
-        return Finding(name, Status.OK, "Dagster's records can be used; its daemon never ran, so no schedule ticks.")
+        return Finding(name, Status.OK, "Dagster's records are usable; its daemon never ran, so no schedule ticks.")
     if silent_seconds > DAEMON_SILENCE_SECONDS:
         sentence = f"Dagster's daemon was silent for {timedelta(seconds=int(silent_seconds))}: no schedule ticks."
         return Finding(name, Status.PROBLEM, sentence, "scenario-pipeline up")
-    return Finding(name, Status.OK, "Dagster's records can be used, and its daemon gives signs of life.")
+    return Finding(name, Status.OK, "Dagster's records are usable and its daemon is running.")
 
 
 # The newest evaluation of each check; one that was planned and never made is not one.
@@ -96,8 +96,8 @@ _FAILED_CHECKS = """
     ) AS newest WHERE execution_status = 'FAILED' ORDER BY check_name"""
 
 
-def _checks_finding(name: str, engine: Engine) -> Finding:
-    with engine.connect() as connection, connection.begin():
+def _checks_finding(name: str, database: Engine) -> Finding:
+    with database.connect() as connection, connection.begin():
         connection.execute(text("SET TRANSACTION READ ONLY"))
         limit_statement_time(connection, STATEMENT_SECONDS)
         has_table = connection.execute(text("SELECT to_regclass('asset_check_executions') IS NOT NULL")).scalar_one()

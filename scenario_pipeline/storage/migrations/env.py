@@ -1,4 +1,4 @@
-"""Alembic's environment: runs the migrations on the connection that `database.upgrade` hands over."""
+"""Alembic's environment: runs the migrations on the connection that `database.upgrade_schema` hands over."""
 
 from alembic import context
 

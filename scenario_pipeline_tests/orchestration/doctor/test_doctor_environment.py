@@ -144,7 +144,7 @@ def test_a_daemon_that_fell_silent_is_found(
 
     assert told() == "Dagster's database has no tables yet: the first run creates them."
     subprocess.run([sys.executable, "-W", "ignore", "-c", _MAKE_TABLES], check=True, timeout=60, env=environment())
-    assert told() == "Dagster's records can be used; its daemon never ran, so no schedule ticks."
+    assert told() == "Dagster's records are usable; its daemon never ran, so no schedule ticks."
     insert = (
         "INSERT INTO daemon_heartbeats (daemon_type, daemon_id, timestamp, body) "
         "VALUES ('SCHEDULER', 'x', timezone('UTC', now()) - interval '{} seconds', '')"
@@ -154,7 +154,7 @@ def test_a_daemon_that_fell_silent_is_found(
         assert told() == "Dagster's daemon was silent for 1:00:00: no schedule ticks."
         connection.execute("DELETE FROM daemon_heartbeats")
         connection.execute(insert.format(10))
-        assert told() == "Dagster's records can be used, and its daemon gives signs of life."
+        assert told() == "Dagster's records are usable and its daemon is running."
         connection.execute("UPDATE alembic_version SET version_num = 'another'")
         assert told() == "The tables of Dagster are those of another release of Dagster."
 
