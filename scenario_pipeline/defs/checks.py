@@ -1,6 +1,6 @@
 """Asset checks: whether invocations add up, whom they reached, and how many mentors had an error (contract section 8).
 
-Belongs here: which dates are looked at, and what is found there. Does not belong here: the comparison of the places
+Belongs here: which dates are checked, and what is found there. Does not belong here: the comparison of the places
 that record an invocation (`defs.reconcile`).
 
 Dagster shows the latest evaluation of a check, whatever its partition is. So each evaluation looks at the newest dates
@@ -72,15 +72,15 @@ def read_evidence(connection: Connection, own_date: date | None, today: date) ->
 
 
 def events_match_ledger_result(
-    instance: DagsterInstance, evidence: Evidence, *, in_hand: Mapping[str, Mapping[str, Any] | None] | None = None
+    instance: DagsterInstance, evidence: Evidence, *, known_totals: Mapping[str, Mapping[str, Any] | None] | None = None
 ) -> AssetCheckResult:
     """Compare log, ledger, notifications and Dagster's metadata of invocations.
 
     Args:
         instance: whose runs and captured logs are read.
         evidence: the invocations.
-        in_hand: totals that the metadata show, by run id; then only the logs of these runs are read, as those of the
-            others were read by their own runs. None for reading all of them.
+        known_totals: totals that the metadata show, by run id. Then only the logs of these runs are read: the others
+            were read by their own runs. None to read all of them.
     """
     found: list[str] = []
     without_log = 0
@@ -88,11 +88,11 @@ def events_match_ledger_result(
         run_id = invocation.invocation_id
         lines: list[bytes] = []
         metadata: Mapping[str, Any] | None = None
-        if in_hand is None or run_id in in_hand:
+        if known_totals is None or run_id in known_totals:
             lines = list(captured_lines(instance, run_id))
             if not is_log_at_hand(lines):
                 lines, without_log = [], without_log + 1
-            metadata = recorded_totals(instance, run_id) if in_hand is None else in_hand[run_id]
+            metadata = recorded_totals(instance, run_id) if known_totals is None else known_totals[run_id]
         found += [f"{run_id}: {sentence}" for sentence in disagreements(invocation, lines, metadata)]
     if found:
         description = f"{len(found)} disagreements between log, ledger, notifications and metadata."
@@ -195,7 +195,7 @@ def _rows(runs: Sequence[DatedRun]) -> Iterator[TableRecord]:
 
 
 def evaluate_checks(
-    instance: DagsterInstance, scheduler: Scheduler, own_date: date, *, in_hand: Mapping[str, Mapping[str, Any]]
+    instance: DagsterInstance, scheduler: Scheduler, own_date: date, *, known_totals: Mapping[str, Mapping[str, Any]]
 ) -> list[AssetCheckEvaluation]:
     """Evaluate all checks for a run of the job, which Dagster does by itself for runs of the asset only."""
     with scheduler.database.begin() as connection:
@@ -211,7 +211,7 @@ def evaluate_checks(
             description=result.description,
         )
         for result in (
-            events_match_ledger_result(instance, evidence, in_hand=in_hand),
+            events_match_ledger_result(instance, evidence, known_totals=known_totals),
             everyone_evaluated_result(evidence),
             error_rate_result(evidence, own_date, scheduler.settings.max_error_rate),
         )
@@ -226,11 +226,11 @@ def evaluate_checks(
 def events_match_ledger(context: AssetCheckExecutionContext, scheduler: ResourceParam[Scheduler]) -> AssetCheckResult:
     """Compare the places that record an invocation; see `reconcile.disagreements`."""
     own_date, evidence = _evidence_of(context, scheduler)
-    in_hand: dict[str, Mapping[str, Any] | None] | None = None
+    known_totals: dict[str, Mapping[str, Any] | None] | None = None
     if own_date is not None:
         ours = [i.invocation_id for i in evidence.invocations if i.evaluation_date == own_date]
-        in_hand = {run_id: recorded_totals(context.instance, run_id) for run_id in ours}
-    return events_match_ledger_result(context.instance, evidence, in_hand=in_hand)
+        known_totals = {run_id: recorded_totals(context.instance, run_id) for run_id in ours}
+    return events_match_ledger_result(context.instance, evidence, known_totals=known_totals)
 
 
 @asset_check(
@@ -239,7 +239,7 @@ def events_match_ledger(context: AssetCheckExecutionContext, scheduler: Resource
     f"{NEWEST_DATES} dates was partial or failed without a later one that makes up for it.",
 )
 def everyone_evaluated(context: AssetCheckExecutionContext, scheduler: ResourceParam[Scheduler]) -> AssetCheckResult:
-    """Look whether anybody was left unprocessed."""
+    """Check whether any mentor was left unprocessed."""
     return everyone_evaluated_result(_evidence_of(context, scheduler)[1])
 
 
@@ -249,7 +249,7 @@ def everyone_evaluated(context: AssetCheckExecutionContext, scheduler: ResourceP
     "on the newest date that was evaluated.",
 )
 def error_rate(context: AssetCheckExecutionContext, scheduler: ResourceParam[Scheduler]) -> AssetCheckResult:
-    """Hold the share of errors against the configured one."""
+    """Compare the share of errors with the configured one."""
     own_date, evidence = _evidence_of(context, scheduler)
     return error_rate_result(evidence, own_date, scheduler.settings.max_error_rate)
 

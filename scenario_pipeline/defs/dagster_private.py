@@ -25,7 +25,7 @@ from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 # The argument of every class that `dagster.yaml` names.
 from dagster._serdes import ConfigurableClassData
 
-# `ScheduleDefinition` checks a cron expression too, and raises with a stack trace. No public name tells when a schedule
+# `ScheduleDefinition` checks a cron expression too, and raises with a stack trace. No public name says when a schedule
 # ticked last without asking the daemon's records, which a daemon that stands still does not write.
 from dagster._utils.schedules import get_latest_completed_cron_tick, is_valid_cron_string
 

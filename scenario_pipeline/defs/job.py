@@ -181,9 +181,9 @@ def _metadata(
 
 
 def _evaluate_checks(context: OpExecutionContext, scheduler: Scheduler, order: RunOrder, metadata: Metadata) -> None:
-    in_hand = {context.run_id: totals_shown(metadata)}
+    known_totals = {context.run_id: totals_shown(metadata)}
     try:
-        evaluations = evaluate_checks(context.instance, scheduler, order.evaluation_date, in_hand=in_hand)
+        evaluations = evaluate_checks(context.instance, scheduler, order.evaluation_date, known_totals=known_totals)
     except Exception as exc:  # noqa: BLE001 - the invocation is closed: a check that cannot be made must not fail its run
         context.log.warning(f"The asset checks could not be made: {classify(exc).error_message}.")
         return

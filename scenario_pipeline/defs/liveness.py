@@ -31,7 +31,7 @@ def running_invocation(
     A backfill of other dates, or a dry run, keeps no tick back.
 
     Args:
-        instance: whose runs are looked at, runs of backfills and of the asset included.
+        instance: whose runs are read, runs of backfills and of the asset included.
         scenario_types: the set; empty for all installed ones.
         now: the present moment.
         settings: for the time budget of runs that name none.

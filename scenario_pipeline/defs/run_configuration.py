@@ -141,7 +141,7 @@ def order_from(context: OpExecutionContext, settings: Settings) -> RunOrder:
 
 
 def triggered_by(run: DagsterRun) -> str:
-    """Tell from a run's parent and tags who asked for it; web UI, command line and API are all `manual`."""
+    """Return who asked for a run, by its parent and tags; web UI, command line and API are all `manual`."""
     if run.parent_run_id is not None:
         return "retry"
     match run.tags:

@@ -87,7 +87,7 @@ def _numbers_of_run(order: RunOrder, report: Report) -> dict[str, int]:
     totals, is_dry = report.totals(), order.dispatch_mode == "dry_run"
     numbers = {_shown_as(name, is_dry=is_dry): value for name, value in totals.items() if isinstance(value, int)}
     numbers["remaining_unprocessed_count"] = report.remaining or 0
-    # A number for each reason and scenario, zero included: a plot with gaps tells nothing.
+    # A number for each reason and scenario, zero included: a plot with gaps shows nothing.
     suppressed, dispatched = ("would_suppress", "would_dispatch") if is_dry else ("suppressed", "dispatched")
     numbers |= {f"{suppressed}_{name}": totals["suppressed_by_reason"].get(name, 0) for name in SUPPRESSION_REASONS}
     numbers |= {f"{dispatched}_{name}": totals["dispatched_by_scenario"].get(name, 0) for name in order.scenario_types}
@@ -168,7 +168,7 @@ def outcome_table(
     records = [
         TableRecord(
             {
-                # A remote engine does not tell to which scenario a suppression belongs.
+                # A remote engine does not report to which scenario a suppression belongs.
                 "scenario": key[0] or "unknown",
                 "organisation": in_one_line(organisation_names.get(key[1], key[1])) or "unknown",
                 **rows[key],

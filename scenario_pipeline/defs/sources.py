@@ -1,6 +1,6 @@
 """When the source tables were last seen, and how many rows they have, at a cost that no run notices.
 
-Belongs here: estimates, and what an index or a small table tells. Does not belong here: what an evaluation reads.
+Belongs here: estimates, and what an index or a small table shows. Does not belong here: what an evaluation reads.
 """
 
 from collections.abc import Iterator

@@ -1,1 +1,1 @@
-"""`scenario-pipeline doctor`: what would keep the scheduler from working, and the command that mends it."""
+"""`scenario-pipeline doctor`: what would keep the scheduler from working, and the command that fixes it."""

@@ -1,4 +1,4 @@
-"""What `doctor` looks at: the scheduler's database, its source and its plans.
+"""What `doctor` checks: the scheduler's database, its source and its plans.
 
 Belongs here: everything that a connection shows, except rights (`rights`) and past runs (`history`). Does not belong
 here: fixing anything; every transaction is read-only, and nothing is started or created.
@@ -385,9 +385,9 @@ _CHECKS: dict[str, Check] = {
     "everyone_evaluated": examine_reach,
     "error_rate": examine_error_rate,
 }
-# Where one of these finds something, what depends on it is not looked at.
+# Where one of these finds something, what depends on it is not checked.
 _GATES = frozenset({"session_options", "schema_version", "tables", "views"})
-# What can be looked at whatever the schema is.
+# What can be checked whatever the schema is.
 _ANY_SCHEMA = frozenset(
     {"server_version", "server_encoding", "session_options", "writable", "schema_version", "clock", "durability"}
 )

@@ -1,6 +1,6 @@
-"""What `doctor` looks at beside the databases: variables, a remote trigger engine, and web servers of this machine.
+"""What `doctor` checks beside the databases: variables, a remote trigger engine, and web servers of this machine.
 
-Belongs here: asking them. Does not belong here: what Dagster keeps, which is looked at in `defs.instance`.
+Belongs here: asking them. Does not belong here: Dagster's records, which `defs.instance` checks.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What `doctor` finds, as values.
 
-Belongs here: a finding, what many of them come to, and not waiting for ever for one. Does not belong here: looking.
+Belongs here: a finding, the status of many of them, and a limit to waiting for one. Does not belong here: the checks.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from sqlalchemy import Connection, text
 from scenario_pipeline.settings import Settings
 from scenario_pipeline.storage.source import Access
 
-# Nothing that is looked at takes longer on a healthy server.
+# No check takes longer on a healthy server.
 STATEMENT_SECONDS = 5.0
 # A finding takes seconds at most; a server that says nothing for so long says nothing at all.
 SILENCE_SECONDS = 20.0
@@ -39,9 +39,9 @@ class Finding:
 
     Attributes:
         check: name of the check, the same in every release.
-        status: whether something is to be mended, or could not be looked at.
+        status: whether something must be fixed, or could not be checked.
         finding: one sentence, without a secret.
-        remedy: the command that mends it, or None where nothing is to be mended.
+        remedy: the command that fixes it, or None where there is nothing to fix.
     """
 
     check: str
@@ -81,7 +81,7 @@ class Look:
 
 
 def overall(findings: Sequence[Finding]) -> Status:
-    """Return what all findings come to: a problem outweighs what could not be looked at."""
+    """Return the status of all findings: a problem outweighs a check that could not be made."""
     found = {finding.status for finding in findings}
     return next((status for status in (Status.PROBLEM, Status.UNKNOWN) if status in found), Status.OK)
 

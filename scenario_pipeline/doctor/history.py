@@ -1,4 +1,4 @@
-"""What `doctor` looks at: how the runs of the last dates ended.
+"""What `doctor` checks: how the runs of the last dates ended.
 
 Belongs here: whether runs happen, reach everybody and evaluate them. Does not belong here: whether they could
 (`doctor.database`), or what Dagster records of them (`defs.instance.examination`).

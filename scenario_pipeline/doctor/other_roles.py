@@ -16,7 +16,7 @@ from scenario_pipeline.doctor.findings import Finding, Look, Status
 from scenario_pipeline.storage.roles import OWNER, PERSONAL_COLUMNS, SCHEDULER, SOURCE_TABLES, VERSION_TABLE
 from scenario_pipeline.storage.tables import SCHEMA, metadata
 
-# Whoever may write one of these can have something sent twice, or never. The source has policies of its own.
+# A role that may write one of these can have something sent twice, or never. The source has policies of its own.
 _LEDGER = [table.name for table in metadata.tables.values() if table.name not in SOURCE_TABLES] + [VERSION_TABLE]
 _PARAMETERS = {
     "schema": SCHEMA,
@@ -34,7 +34,7 @@ _WHAT = {
     "execute": "to execute functions with their owner's rights",
 }
 
-# Superusers and the owner of the database can do anything, and whoever acts as the schema's owner may.
+# Superusers and the owner of the database can do anything, and members of the schema's owner may.
 _TRUSTED = """
     WITH home AS (SELECT oid, nspowner FROM pg_namespace WHERE nspname = :schema),
     trusted AS (
@@ -85,7 +85,7 @@ _GRANTED = """,
         ARRAY(SELECT r.oid::regrole::text FROM pg_roles r WHERE grantee <> 0 AND r.oid <> grantee
             AND pg_has_role(r.oid, grantee, 'USAGE') AND r.oid NOT IN (SELECT oid FROM trusted) ORDER BY 1) AS members
     FROM granted WHERE grantee NOT IN (SELECT oid FROM trusted)
-        -- What everybody has of our own tables and functions is told right by right.
+        -- What everybody has of our own tables and functions is reported right by right.
         AND (grantee <> 0 OR what <> 'execute' AND object <> ALL (:ours))
     ORDER BY grantee, object, privilege, column_name"""
 _OWNED = """

@@ -158,7 +158,7 @@ _AS_INVOKER = "security_invoker=(true|on|yes|1|t|y)"
 def _hidden(look: Look) -> Iterator[Finding]:
     """What the role may not read, or not all of."""
     asking = look.role if look.access is Access.VIEWS else OWNER
-    # A view that does not read with the rights of whoever asks reads with its owner's.
+    # A view that does not read with the rights of its caller reads with its owner's.
     readers = look.connection.execute(
         text(
             "SELECT DISTINCT CASE WHEN coalesce(array_to_string(reloptions, ','), '') ~* :as_invoker "
@@ -171,7 +171,7 @@ def _hidden(look: Look) -> Iterator[Finding]:
         try:
             with look.connection.begin_nested():
                 look.connection.execute(statement)
-        except Exception as exc:  # noqa: BLE001 - told as a finding, by fact
+        except Exception as exc:  # noqa: BLE001 - becomes a finding, by fact
             reason = classify(exc).error_message
             remedy = passing
             if "permission denied" in reason:
@@ -192,11 +192,11 @@ _OPEN_TABLES = """
 
 
 def _unprotected(look: Look) -> Iterator[Finding]:
-    """What shows every organisation to whoever may read it."""
+    """What shows every organisation to anyone who may read it."""
     name = "row_level_security"
     for table, partitions in look.connection.execute(text(_OPEN_TABLES), {"tables": _SOURCE}):
         what = f"{len(partitions)} partitions of {table}" if table not in partitions else table
-        sentence = f"Row-level security is off on {what}: whoever may read it sees every organisation."
+        sentence = f"Row-level security is off on {what}: a role that may read it sees every organisation."
         remedy = "; ".join(f"ALTER TABLE {partition} ENABLE ROW LEVEL SECURITY" for partition in partitions)
         yield Finding(name, Status.PROBLEM, sentence, remedy)
     for row in look.connection.execute(

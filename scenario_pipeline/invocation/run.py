@@ -427,7 +427,7 @@ class Invocation:
     ) -> None:
         """Close the ledger's row; a database that is out of reach is waited for as long as the run may last.
 
-        Whoever was told to stop has no more than the time for closing.
+        A process that was told to stop has no more than the time for closing.
         """
         pauses = Pauses()
         patience = TimeBudget.start(self._budget.remaining_seconds + CLOSING_SECONDS, clock=self._clock)

@@ -119,7 +119,7 @@ def open_all(folder: Path, stack: ExitStack) -> dict[str, TextIO]:
     files: dict[str, TextIO] = {}
     for csv_file in FILES:
         try:
-            # Whoever opens a pipe waits for its other end.
+            # Opening a pipe would wait for its other end.
             descriptor = os.open(folder / csv_file.file_name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as exc:
             raise _unreadable(csv_file, exc) from None

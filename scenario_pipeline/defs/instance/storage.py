@@ -40,8 +40,8 @@ P = ParamSpec("P")
 class Patience:
     """How long the process of a run waits for Dagster's database, and what it does without.
 
-    dagster-postgres waits eleven seconds, give or take as many, for each entry that it cannot store, and a run stores
-    a few before it is torn down: its log was closed long after its time budget, and its process ended a minute late.
+    dagster-postgres waits eleven seconds, give or take as many, for each entry that it cannot store. A run stores a few
+    before it is torn down: its log was closed long after its time budget, and its process ended a minute late.
     An entry that cannot be stored at all failed the run, although the mentors need none of them. Processes without a
     run, such as the web server and the daemon, are left to dagster-postgres.
 

@@ -60,7 +60,7 @@ class DatedRun:
         return self.scenario_types, self.organisation_ids, self.dispatch_mode
 
     def makes_up_for(self, earlier: DatedRun) -> bool:
-        """Whether whoever `earlier` was to evaluate was evaluated by this one: later, for its date or a later one.
+        """Whether this one evaluated everybody whom `earlier` had to: later, for its date or a later one.
 
         A dry run makes up for dry runs only.
         """

@@ -66,7 +66,7 @@ def test_row_level_security_is_looked_for_on_each_partition(
     """A policy of the whole does not hold for who reads a part by its name."""
     wrong = [(finding["finding"], finding["remedy"]) for finding in examine().wrong]
     switch = "ALTER TABLE {} ENABLE ROW LEVEL SECURITY"
-    off = "Row-level security is off on {}: whoever may read it sees every organisation."
+    off = "Row-level security is off on {}: a role that may read it sees every organisation."
     assert wrong == [
         (off.format("scenario.mentor_activities"), switch.format("scenario.mentor_activities")),
         (off.format("2 partitions of scenario.mentor_activities"), "; ".join(map(switch.format, PARTITIONS))),
