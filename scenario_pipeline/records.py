@@ -16,6 +16,8 @@ from scenario_pipeline.failures import ErrorInfo, UserError
 
 DispatchMode = Literal["live", "dry_run"]
 DISPATCH_MODES: tuple[str, ...] = ("auto", *get_args(DispatchMode))
+MentorStatus = Literal["active", "paused", "left"]
+MENTOR_STATUSES: tuple[MentorStatus, ...] = get_args(MentorStatus)
 # `auto` sends for today and the three days before it (contract section 4).
 LIVE_DAYS = 3
 # The start of the cooldown window of a mentor's first notification (contract section 4).

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from scenario_pipeline.batch_stats import BatchStats
 from scenario_pipeline.errors import ErrorInfo, ErrorType
-from scenario_pipeline.log.vocabulary import Event, RunCompleted, RunFailed, RunPartial
+from scenario_pipeline.log.vocabulary import Event, PartialReason, RunCompleted, RunFailed, RunPartial
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Report:
     stats: BatchStats
     duration_ms: int
     remaining: int | None = 0
-    reason: Literal["time_budget", "terminated"] | None = None
+    reason: PartialReason | None = None
     failure: ErrorInfo | None = None
 
     def totals(self) -> dict[str, Any]:

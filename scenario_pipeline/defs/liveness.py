@@ -20,7 +20,7 @@ _WAITING = [DagsterRunStatus.QUEUED, DagsterRunStatus.STARTING]
 # What a process does while it lives, and stops doing when it is killed.
 _GOING_ON = [DagsterRunStatus.NOT_STARTED, DagsterRunStatus.STARTED, DagsterRunStatus.CANCELING]
 # A process that lives writes an entry to Dagster's event log with each step; none takes longer than the time budget.
-GRACE_SECONDS = 60.0
+LOST_AFTER_SECONDS = 60.0
 
 
 def running_invocation(
@@ -62,8 +62,8 @@ def is_lost(instance: DagsterInstance, record: RunRecord, now: datetime, setting
         return False
     budget = float(config.get("time_budget_seconds") or settings.time_budget_seconds)
     began = record.start_time or record.create_timestamp.timestamp()
-    time_is_up = run.status is DagsterRunStatus.NOT_STARTED or now.timestamp() >= began + budget + GRACE_SECONDS
-    return time_is_up and now.timestamp() >= max(began, last_sign_of_life(instance, run.run_id)) + GRACE_SECONDS
+    time_is_up = run.status is DagsterRunStatus.NOT_STARTED or now.timestamp() >= began + budget + LOST_AFTER_SECONDS
+    return time_is_up and now.timestamp() >= max(began, last_sign_of_life(instance, run.run_id)) + LOST_AFTER_SECONDS
 
 
 def last_sign_of_life(instance: DagsterInstance, run_id: str) -> float:

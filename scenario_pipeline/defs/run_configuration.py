@@ -17,9 +17,9 @@ from scenario_pipeline.defs.checked_config import checked_schema
 from scenario_pipeline.errors import UserError
 from scenario_pipeline.log.logger import utc_now
 from scenario_pipeline.log.vocabulary import TRIGGERED_BY
-from scenario_pipeline.records import RunOrder, check_live_date, parse_date, resolve_dispatch_mode
+from scenario_pipeline.records import DISPATCH_MODES, RunOrder, check_live_date, parse_date, resolve_dispatch_mode
 from scenario_pipeline.scenarios import registry, select_scenarios
-from scenario_pipeline.settings import MAX_PAGE_SIZE, MAX_TIME_BUDGET_SECONDS, Settings
+from scenario_pipeline.settings import ENGINES, MAX_PAGE_SIZE, MAX_TIME_BUDGET_SECONDS, Settings
 
 # Says who asked where Dagster's own tags cannot: a continuation and a pg_cron request are both sensor runs.
 TRIGGERED_BY_TAG = "scenario/triggered_by"
@@ -27,21 +27,8 @@ TRIGGERED_BY_TAG = "scenario/triggered_by"
 CONTINUES_TAG = "scenario/continues"
 
 ScenarioType = Enum("ScenarioType", {name: name for name in registry()})  # type: ignore[misc]
-
-
-class DispatchModeChoice(Enum):
-    """What becomes of a match."""
-
-    auto = "auto"
-    live = "live"
-    dry_run = "dry_run"
-
-
-class EngineChoice(Enum):
-    """Which trigger engine evaluates."""
-
-    sql = "sql"
-    http = "http"
+DispatchModeChoice = Enum("DispatchModeChoice", {mode: mode for mode in DISPATCH_MODES})  # type: ignore[misc]
+EngineChoice = Enum("EngineChoice", {name: name for name in ENGINES})  # type: ignore[misc]
 
 
 class RunConfiguration(Config):
@@ -56,7 +43,7 @@ class RunConfiguration(Config):
         default=[], description="Ids (UUID) of organisations to evaluate. Default: all."
     )
     dispatch_mode: DispatchModeChoice = Field(
-        DispatchModeChoice.auto,
+        DispatchModeChoice("auto"),
         description="live writes notifications, dry_run rolls them back, auto is live up to three days back.",
     )
     engine: EngineChoice | None = Field(None, description="Trigger engine. Default: SCENARIO_ENGINE.")
@@ -104,7 +91,7 @@ class RunConfiguration(Config):
                 for error in exc.errors(include_input=False, include_url=False)
             ]
         else:
-            if configuration.dispatch_mode is DispatchModeChoice.live and configuration.evaluation_date is not None:
+            if configuration.dispatch_mode is DispatchModeChoice("live") and configuration.evaluation_date is not None:
                 # The first zone to see a new day; the run itself asks again, in the configured one.
                 today = utc_now().astimezone(timezone(timedelta(hours=14))).date()
                 check_live_date(date.fromisoformat(configuration.evaluation_date), today)

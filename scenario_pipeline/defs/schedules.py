@@ -19,7 +19,7 @@ from dagster import (
 
 from scenario_pipeline.defs.assets import OWNERS
 from scenario_pipeline.defs.dagster_private import get_latest_completed_cron_tick, is_valid_cron_string
-from scenario_pipeline.defs.liveness import GRACE_SECONDS, running_invocation
+from scenario_pipeline.defs.liveness import LOST_AFTER_SECONDS, running_invocation
 from scenario_pipeline.errors import UserError
 from scenario_pipeline.scenarios import Scenario, registry
 from scenario_pipeline.settings import Settings
@@ -42,7 +42,7 @@ def last_due(settings: Settings, now: datetime) -> datetime:
     Raises:
         UserError: `SCENARIO_CRON` is no cron expression.
     """
-    allowed = timedelta(seconds=settings.time_budget_seconds + GRACE_SECONDS)
+    allowed = timedelta(seconds=settings.time_budget_seconds + LOST_AFTER_SECONDS)
     return get_latest_completed_cron_tick(checked_cron(settings.cron), now - allowed, settings.timezone.key)
 
 

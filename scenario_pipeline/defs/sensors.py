@@ -31,7 +31,7 @@ from sqlalchemy import Engine
 
 from scenario_pipeline.defs.assets import OWNERS
 from scenario_pipeline.defs.instance.captured_output import captured_lines, sink_of_dead_run
-from scenario_pipeline.defs.liveness import GRACE_SECONDS, is_lost, last_sign_of_life, run_configuration_of
+from scenario_pipeline.defs.liveness import LOST_AFTER_SECONDS, is_lost, last_sign_of_life, run_configuration_of
 from scenario_pipeline.defs.partitions import daily_partitions
 from scenario_pipeline.defs.run_configuration import CONTINUES_TAG, TRIGGERED_BY_TAG
 from scenario_pipeline.defs.run_metadata import run_tags
@@ -133,10 +133,10 @@ def lost_runs(instance: DagsterInstance, now: datetime, settings: Settings) -> l
 def close_overdue_invocations(instance: DagsterInstance, now: datetime, settings: Settings) -> None:
     """Close what is open in the ledger although its time is up, where Dagster's records show that the run is over."""
     with _opened(settings) as database, database.connect() as connection:
-        overdue = overdue_invocations(connection, now, GRACE_SECONDS)
+        overdue = overdue_invocations(connection, now, LOST_AFTER_SECONDS)
     for run_id in overdue:
         run = instance.get_run_by_id(run_id)
-        is_silent = now.timestamp() >= last_sign_of_life(instance, run_id) + GRACE_SECONDS
+        is_silent = now.timestamp() >= last_sign_of_life(instance, run_id) + LOST_AFTER_SECONDS
         if run is not None and run.is_finished and is_silent:
             close_invocation_of(instance, run, settings)
 

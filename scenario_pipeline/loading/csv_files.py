@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TextIO
 
 from scenario_pipeline.errors import UserError
-from scenario_pipeline.records import parse_date
+from scenario_pipeline.records import MENTOR_STATUSES, parse_date
 from scenario_pipeline.settings import is_timezone
 
 MAX_FIELD_CHARACTERS = 10_000
@@ -49,7 +49,7 @@ class _Kind:
 
 _ID = _Kind(_UUID.fullmatch, "write a UUID in its form of 36 characters with hyphens")
 _DAY = _Kind(_is_date, "write a date that exists as YYYY-MM-DD")
-_STATUS = _Kind({"active", "paused", "left"}.__contains__, "write active, paused or left")
+_STATUS = _Kind(MENTOR_STATUSES.__contains__, f"write {', '.join(MENTOR_STATUSES[:-1])} or {MENTOR_STATUSES[-1]}")
 _TIMEZONE = _Kind(is_timezone, "write an IANA time zone such as Europe/Oslo")
 _ONE_LINE = _Kind(
     _NAME.match, f"write at most {MAX_NAME_CHARACTERS} characters in one line, without control characters"

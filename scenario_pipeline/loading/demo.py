@@ -17,6 +17,7 @@ from sqlalchemy.dialects.postgresql import insert
 
 from scenario_pipeline.errors import UserError
 from scenario_pipeline.loading.bulk import Progress, copy_rows, loading, lock_loading, reporter
+from scenario_pipeline.records import MENTOR_STATUSES, MentorStatus
 from scenario_pipeline.storage.tables import SCHEMA, organisations, peer_mentors, source_mentors
 
 MAX_MENTORS = 10_000_000
@@ -45,7 +46,7 @@ class _Mentor:
     number: int
     id: str
     organisation: int
-    status: str
+    status: MentorStatus
     locale: str | None
     joined_age: int
     activities: int
@@ -203,7 +204,7 @@ class _Maker:
             organisation = rng.choice((0, 0, 0, 1, 1, 2))
             locale = rng.choice(_LOCALES)
             joined_age = rng.randrange(_MEMBERSHIP_DAYS + 1)
-            status = rng.choices(("active", "paused", "left"), (92, 4, 4))[0]
+            status = rng.choices(MENTOR_STATUSES, (92, 4, 4))[0]
             activities = round(rng.expovariate(1.0) * self._mean)
             last_activity_age = None
             position = number % _BLOCK

@@ -21,6 +21,7 @@ TRIGGER_ENGINE = "scenario-trigger-engine"
 SCHEMA_VERSION = 1
 TriggeredBy = Literal["dagster_schedule", "manual", "backfill", "sensor", "continuation", "retry", "pg_cron"]
 TRIGGERED_BY: tuple[TriggeredBy, ...] = get_args(TriggeredBy)
+PartialReason = Literal["time_budget", "terminated"]
 Count = Annotated[int, Field(ge=0, le=2**53 - 1)]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
 Message = Annotated[str, Field(min_length=1, max_length=500, pattern=r"^[^\r\n]*$")]
@@ -78,7 +79,7 @@ class RunPartial(Event):
     name: ClassVar[str] = "scheduler_run_partial"
     levels: ClassVar[tuple[str, ...]] = ("warning",)
     remaining_unprocessed_count: Count
-    reason: Literal["time_budget", "terminated"]
+    reason: PartialReason
     total_active_mentors: Count
     total_evaluated: Count
     total_dispatched: Count

@@ -30,7 +30,7 @@ OLDEST_SERVER = 15
 # Serialises migrations of one database, since two commands often start together on the first day.
 _MIGRATION_LOCK = 0x5CE9A810
 # How long an upgrade waits for a table that other sessions use.
-LOCK_SECONDS = 10
+UPGRADE_LOCK_SECONDS = 10
 UPGRADE_COMMAND = "scenario-pipeline db upgrade"
 # This encoding checks nothing that is written: letters from another client would come back as unreadable bytes.
 NO_ENCODING = "SQL_ASCII"
@@ -41,7 +41,7 @@ ENCODING_REMEDY = "CREATE DATABASE ... ENCODING 'UTF8' TEMPLATE template0"
 # The code compares names as Postgres writes them without quotes.
 _SESSION_OPTIONS = "-c jit=off -c timezone=UTC -c datestyle=ISO -c row_security=off -c quote_all_identifiers=off"
 # How long an attempt to connect may take if the connection string sets no limit.
-CONNECT_SECONDS = 5.0
+DATABASE_CONNECT_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def session(url: str, *, autocommit: bool = False) -> psycopg.Connection[tuple[A
     Raises:
         NoConnectionError: the connection failed; the error says why.
     """
-    parameters = {"connect_timeout": str(int(CONNECT_SECONDS))} | conninfo.parts_of(url)
+    parameters = {"connect_timeout": str(int(DATABASE_CONNECT_SECONDS))} | conninfo.parts_of(url)
     parameters["client_encoding"] = conninfo.ENCODING
     try:
         return psycopg.connect(conninfo.joined(parameters), autocommit=autocommit)
@@ -115,7 +115,7 @@ def session(url: str, *, autocommit: bool = False) -> psycopg.Connection[tuple[A
     raise failure
 
 
-def connect(url: str, *, connect_timeout_seconds: float = CONNECT_SECONDS, connections: int = 2) -> Engine:
+def connect(url: str, *, connect_timeout_seconds: float = DATABASE_CONNECT_SECONDS, connections: int = 2) -> Engine:
     """Return a connection pool for the scheduler's own database; nothing is connected yet.
 
     A failed connection is raised later as an SQLAlchemy error that wraps a `NoConnectionError`.
@@ -199,7 +199,7 @@ def upgrade_schema(connection: Connection) -> None:
     """
     connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
     # A session that waits for a table also holds up every session queued behind it.
-    connection.execute(text(f"SET LOCAL lock_timeout = '{LOCK_SECONDS}s'"))
+    connection.execute(text(f"SET LOCAL lock_timeout = '{UPGRADE_LOCK_SECONDS}s'"))
     major = server_major(connection)
     if major < OLDEST_SERVER:
         raise UserError(f"The server is PostgreSQL {major}; version {OLDEST_SERVER} or newer is needed.", exit_status=1)

@@ -32,7 +32,7 @@ SUPERUSER = "scenario"
 # Loopback by number, because `localhost` may resolve to ::1, where the server does not listen.
 HOST = "127.0.0.1"
 # The slowest work under the lock is a start (at most RECOVERY_SECONDS) plus `initdb` (a few seconds).
-LOCK_SECONDS = 120.0
+HOME_LOCK_SECONDS = 120.0
 # The zombie of a killed postmaster and its last backends hold Postgres' own interlock for seconds.
 RESTART_SECONDS = 15.0
 # Enough for crash recovery of a small installation; after that, the server continues by itself.
@@ -238,7 +238,7 @@ class EmbeddedPostgres:
             ) from None
         lock = os.open(self._folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
         try:
-            give_up = time.monotonic() + LOCK_SECONDS
+            give_up = time.monotonic() + HOME_LOCK_SECONDS
             while True:
                 try:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -246,7 +246,7 @@ class EmbeddedPostgres:
                 except BlockingIOError:
                     if time.monotonic() > give_up:
                         raise self._error(
-                            f"has been locked by another process for {LOCK_SECONDS:.0f} seconds: end that process."
+                            f"has been locked by another process for {HOME_LOCK_SECONDS:.0f} seconds: end that process."
                         ) from None
                     time.sleep(POLL_SECONDS)
             yield lock

@@ -28,7 +28,7 @@ OUTAGE_SECONDS = 10.0
 RECONNECT_SECONDS = 0.2
 # Once it was waited for in vain, how long nobody tries again.
 RETRY_SECONDS = 5.0
-CONNECT_SECONDS = 5
+DAGSTER_CONNECT_SECONDS = 5
 # How long one of its statements may take once an earlier one took too long; libpq counts no shorter either.
 LEAST_SECONDS = 2
 _OUT_OF_REACH = ErrorInfo(ErrorType.NETWORK, "the connection to Dagster's database was refused or lost")
@@ -130,7 +130,7 @@ class Patience:
                 raise SystemicError(_OUT_OF_REACH)
             try:
                 # A frozen server answers nothing, and each attempt takes all it may.
-                seconds = min(max(patience, LEAST_SECONDS), CONNECT_SECONDS)
+                seconds = min(max(patience, LEAST_SECONDS), DAGSTER_CONNECT_SECONDS)
                 connection = dialect.connect(*arguments, **({"connect_timeout": int(seconds)} | parameters))
             except dialect.loaded_dbapi.OperationalError:
                 self._lost_since = self._lost_since or now

@@ -28,9 +28,9 @@ from scenario_pipeline.engines.http.breaker import Breaker
 from scenario_pipeline.errors import ErrorInfo, ErrorType, classify
 from scenario_pipeline.log.logger import utc_now
 
-CONNECT_SECONDS = 5.0
+ENGINE_CONNECT_SECONDS = 5.0
 BACKOFF_SECONDS = 0.25
-CLOSING_SECONDS = 1.0
+CLIENT_CLOSING_SECONDS = 1.0
 T = TypeVar("T")
 
 
@@ -106,7 +106,7 @@ class RemoteEngine:
         """Check the engine's health; any reply counts unless it is a failure or asks for a pause."""
         try:
             async with (
-                asyncio.timeout(CONNECT_SECONDS),
+                asyncio.timeout(ENGINE_CONNECT_SECONDS),
                 self.client.stream("GET", f"{self.options.url}{HEALTH_PATH}") as response,
             ):
                 return response.status_code < 500 and response.status_code != httpx.codes.TOO_MANY_REQUESTS
@@ -121,7 +121,7 @@ class RemoteEngine:
             trust_env=self.options.trust_proxy,
             follow_redirects=False,
             # The caller sets the deadline of the whole call; these would only limit each read.
-            timeout=httpx.Timeout(None, connect=CONNECT_SECONDS),
+            timeout=httpx.Timeout(None, connect=ENGINE_CONNECT_SECONDS),
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=self.options.concurrency),
             headers={
                 "Accept": "application/json",
@@ -147,9 +147,9 @@ class RemoteEngine:
             return
         loop, self._loop = self._loop, None
         with contextlib.suppress(Exception):
-            asyncio.run_coroutine_threadsafe(self._end(), loop).result(CLOSING_SECONDS)
+            asyncio.run_coroutine_threadsafe(self._end(), loop).result(CLIENT_CLOSING_SECONDS)
         loop.call_soon_threadsafe(loop.stop)
-        self._thread.join(CLOSING_SECONDS)
+        self._thread.join(CLIENT_CLOSING_SECONDS)
         if not self._thread.is_alive():
             loop.close()
 
@@ -172,7 +172,7 @@ class CallFailedError(Exception):
 def health_failure(url: str, *, trust_proxy: bool) -> ErrorInfo | None:
     """Check the health of the remote engine at this base URL; return what is wrong, or None."""
     try:
-        with httpx.Client(verify=_certificates(), trust_env=trust_proxy, timeout=CONNECT_SECONDS) as client:
+        with httpx.Client(verify=_certificates(), trust_env=trust_proxy, timeout=ENGINE_CONNECT_SECONDS) as client:
             response = client.get(f"{url}{HEALTH_PATH}")
     except Exception as exc:  # noqa: BLE001 - any exception is reported by its class
         return failure_of_exception(exc).info

@@ -113,5 +113,5 @@ class HttpTriggerEngine:
             attempt += 1
 
     def close(self) -> None:
-        """Close the connections; this takes about `CLOSING_SECONDS` at most."""
+        """Close the connections; this takes about `CLIENT_CLOSING_SECONDS` at most."""
         self._remote.close()

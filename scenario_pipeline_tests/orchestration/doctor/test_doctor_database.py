@@ -138,7 +138,8 @@ GRANTED = "scenario_scheduler"
         (
             "ALTER TABLE scenario.mentor_certifications DISABLE ROW LEVEL SECURITY",
             "row_level_security",
-            "Row-level security is off on scenario.mentor_certifications: a role that may read it sees every organisation.",
+            "Row-level security is off on scenario.mentor_certifications: a role that may read it sees every "
+            "organisation.",
             "ALTER TABLE scenario.mentor_certifications ENABLE ROW LEVEL SECURITY",
         ),
         (
