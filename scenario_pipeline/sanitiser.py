@@ -106,10 +106,6 @@ _CUT = re.compile(
     re.VERBOSE,
 )
 _CUT_FILE = re.compile(r"File\s+\"")
-_CUT_GATES = (
-    *("traceback", "stack trace", "input_value", "failing row", "detail", "context:", "hint:", "query:", "statement:"),
-    "line ",
-)
 _CUT_BRACKET = re.compile(r"\[\s*(?:sql|parameters?)\b", re.IGNORECASE)
 _STACK_LINE = re.compile(r"\n\s{0,80}at\s")
 _PEM = re.compile(r"-----BEGIN.*?(?:-----END[^-]*-----|$)")
@@ -226,12 +222,7 @@ class _Scrutiny:
 
 
 def _pass(text: str, scrutiny: _Scrutiny) -> str:
-    """Apply every rule once. The order matters: whole-message rules first, single words last.
-
-    Args:
-        text: at most 512 characters.
-        scrutiny: what the passes before have found out.
-    """
+    """Apply every rule once. The order matters: whole-message rules first, single words last."""
     if "\n" in text and (stack := _STACK_LINE.search(text)):
         text = text[: stack.start()] + " [cut]"
     text = _plain(text)
@@ -243,7 +234,7 @@ def _pass(text: str, scrutiny: _Scrutiny) -> str:
     if "-----BEGIN" in text:
         text = _PEM.sub("[secret]", text)
     lower = text.lower()
-    if _mentions(lower, _CUT_GATES) and (cut := _CUT.search(lower)):
+    if cut := _CUT.search(lower):
         text = text[: cut.start()] + " [cut]"
     if "File" in text and (cut := _CUT_FILE.search(text)):
         text = text[: cut.start()] + " [cut]"
