@@ -236,7 +236,7 @@ def _pass(text: str, scrutiny: _Scrutiny) -> str:
     lower = text.lower()
     if cut := _CUT.search(lower):
         text = text[: cut.start()] + " [cut]"
-    if "File" in text and (cut := _CUT_FILE.search(text)):
+    if cut := _CUT_FILE.search(text):
         text = text[: cut.start()] + " [cut]"
     if "[" in text and (cut := _CUT_BRACKET.search(text)):
         text = text[: cut.start()] + " [cut]"
@@ -363,9 +363,7 @@ def _only_known_words(text: str, scrutiny: _Scrutiny) -> str:
     """Apply the lexicon: whatever it does not know leaves as a marker; blanks are made single."""
     chunks = text.split()
     for i, chunk in enumerate(chunks):
-        if chunk in _WORDS or chunk in _MARKERS or chunk in scrutiny.passed:
-            continue
-        if chunk.strip(_SEPARATORS).lower() in _WORDS:
+        if chunk in _MARKERS or chunk in scrutiny.passed or chunk.strip(_SEPARATORS).lower() in _WORDS:
             continue
         if not scrutiny.affords(chunk):
             chunks[i:] = ["[cut]"]
