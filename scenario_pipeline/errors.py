@@ -127,22 +127,29 @@ def _classify_driver_error(orig: BaseException | None, *, disconnected: bool) ->
     return ErrorInfo(ErrorType.DATABASE, sentence, state)
 
 
-# Files of the server's source whose messages name objects of the catalog, settings and time limits. A rule or a trigger
-# can put anything into the same fields, but then the file is that of its language (`pl_exec.c` for PL/pgSQL).
-_FILES_WITH_NAMES_ONLY = frozenset(
+# Files of the server's source whose messages and names are of objects in the catalog, settings and limits, read through
+# in PostgreSQL 15 for the classes of `_NO_VALUES`. A rule or a trigger can put anything into the same fields; then the
+# file is that of its language (`pl_exec.c` for PL/pgSQL).
+_FILES_ABOUT_THE_CATALOG = frozenset(
     f"{name}.c"
     for name in (
-        *("aclchk", "dependency", "execExprInterp", "execIndexing", "execMain", "functioncmds", "lmgr", "namespace"),
-        *("nbtinsert", "parse_func", "parse_oper", "parse_relation", "parse_target", "parse_type", "postgres"),
-        *("postinit", "proc", "ri_triggers", "rls", "rowsecurity", "tablecmds"),
+        *("aclchk", "domains", "execExprInterp", "execIndexing", "execMain", "execPartition", "nbtinsert", "postgres"),
+        *("postinit", "proc", "ri_triggers", "rls"),
     )
+)
+# Files whose messages name what a statement names. Only of a statement that this project sent: one that a trigger puts
+# together may hold a person's name where a column's was meant. A cast to `regclass` or `regtype` quotes a value.
+_FILES_ABOUT_THE_STATEMENT = frozenset(
+    {"parse_func.c", "parse_oper.c", "parse_relation.c", "parse_target.c", "parse_type.c"}
 )
 
 
 def _trusted(diagnostic: Any, text: str) -> str:
     """Return text from the server itself unchanged; sanitise text that a rule may have written."""
     file = (getattr(diagnostic, "source_file", None) or "").rpartition("/")[2]
-    return text if file in _FILES_WITH_NAMES_ONLY else sanitise(text)
+    # The server gives a position for a statement of the client's only, and an internal one for a rule's.
+    is_of_ours = file in _FILES_ABOUT_THE_STATEMENT and getattr(diagnostic, "statement_position", None) is not None
+    return text if is_of_ours or file in _FILES_ABOUT_THE_CATALOG else sanitise(text)
 
 
 def _is_unreachable(orig: BaseException | None) -> bool:

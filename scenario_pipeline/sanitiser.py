@@ -16,7 +16,10 @@ MAX_OUTPUT = 500
 
 _EMPTY = "no message"
 _WITHHELD = "message withheld"
-_MAX_PASSES = 5
+# Two that change something, as a value inside a value needs, and one that finds nothing left to change.
+_MAX_PASSES = 3
+# Pieces that are neither words nor markers cost most; few texts have as many that say something.
+_MAX_PIECES = 60
 # Messages known to be fixed points, since one fault often says the same of many mentors. Only what was sanitised is
 # kept: remembering the input would keep people's data in memory.
 _MAX_CLEAN = 1000
@@ -52,14 +55,20 @@ def sanitise(message: object) -> str:
     if type(message) is str and message in _clean:
         return message
     text = _bounded(_as_text(message))
+    scrutiny = _Scrutiny()
     for _ in range(_MAX_PASSES):
-        once = _pass(text)
+        once = _pass(text, scrutiny)
         if once == text:
             if len(_clean) < _MAX_CLEAN:
                 _clean.add(once)
             return once
         text = once
     return _WITHHELD
+
+
+def forget() -> None:
+    """Forget the messages that are known to be clean, so that a measurement or a test meets all rules."""
+    _clean.clear()
 
 
 def _as_text(message: object) -> str:
@@ -88,16 +97,15 @@ def _bounded(text: str) -> str:
 # What the rules write. They are read back unchanged, which is what makes sanitising twice harmless.
 _LABELS = "cut|email|ip|mac|number|path|secret|token|url|uuid|value|word"
 
-# What follows these is a stack trace, a statement or a row.
+# What follows these is a stack trace, a statement or a row. These patterns, like those of credentials and identities,
+# are held against the text in lower case, and each branch begins with a letter of its own: a search that has to ignore
+# case, or to look back first, takes three times as long.
 _CUT = re.compile(
-    r"""traceback\b|stack\ trace\s*:|(?-i:File\s+")|\binput_value\b|failing\ row|details?\s*:
-    |\b(?:context|hint|query|statement):|\bline\ \d+:""",
-    re.IGNORECASE | re.VERBOSE,
+    r"""traceback\b|stack\ trace\s*:|input_value\b|failing\ row|details?\s*:
+    |context(?<!\wcontext):|hint(?<!\whint):|query(?<!\wquery):|statement(?<!\wstatement):|line(?<!\wline)\ \d+:""",
+    re.VERBOSE,
 )
-_CUT_GATES = (
-    *("traceback", "stack trace", 'file "', "input_value", "failing row", "detail", "context:", "hint:", "query:"),
-    *("statement:", "line "),
-)
+_CUT_FILE = re.compile(r"File\s+\"")
 _CUT_BRACKET = re.compile(r"\[\s*(?:sql|parameters?)\b", re.IGNORECASE)
 _STACK_LINE = re.compile(r"\n\s{0,80}at\s")
 _PEM = re.compile(r"-----BEGIN.*?(?:-----END[^-]*-----|$)")
@@ -105,8 +113,8 @@ _PEM = re.compile(r"-----BEGIN.*?(?:-----END[^-]*-----|$)")
 _URL = re.compile(r"[A-Za-z0-9+.-]{0,30}://[^\s\"'<>]*")
 
 _ESCAPE = re.compile(
-    r"""(?P<percent>(?:%[0-9a-f]{2})+) | &\#x(?P<entity>[0-9a-f]{1,6}); | &\#(?P<decimal>[0-9]{1,7});
-    | \\{1,4}(?:u\{?(?P<u>[0-9a-f]{4})\}? | (?-i:U)(?P<long>[0-9a-f]{8}) | x(?P<x>[0-9a-f]{2}) | (?P<quote>["']))""",
+    r"""%(?P<percent>[0-9a-f]{2}(?:%[0-9a-f]{2})*) | &\#x(?P<entity>[0-9a-f]{1,6}); | &\#(?P<decimal>[0-9]{1,7});
+    | \\\\{0,3}(?:u\{?(?P<u>[0-9a-f]{4})\}? | (?-i:U)(?P<long>[0-9a-f]{8}) | x(?P<x>[0-9a-f]{2}) | (?P<quote>["']))""",
     re.IGNORECASE | re.VERBOSE,
 )
 
@@ -116,17 +124,17 @@ _CREDENTIAL_WORDS = (
 )
 _IDENTITY_WORDS = ("user", "name", "login", "mail", "phone", "mobile", "tlf", "fnr", "ssn", "birth", "born", "address")
 _SECRET = re.compile(
-    r"""((?:passw(?:or)?d|pwd|secret|token|api[ _-]?key|credential|auth|session|cookie|[_-]key
-          |(?<![a-z])(?:sid|jwt|otp|pin|dsn))
+    r"""((?:passw(?:or)?d|pwd|secret|token|api[ _-]?key|credential|auth|session|cookie|_key|-key
+          |s(?<![a-z]s)id|j(?<![a-z]j)wt|o(?<![a-z]o)tp|p(?<![a-z]p)in|d(?<![a-z]d)sn)
         [\w.-]{0,40} ["']? (?:\s{0,3}(?:=>?|:=?)\s{0,3}|\s{1,3}is\s{1,3}))
     (\[secret\]|"[^"]*(?:"|$)|'[^']*(?:'|$)|(?:(?:bearer|basic)\s+)?\S+)""",
-    re.IGNORECASE | re.VERBOSE,
+    re.VERBOSE,
 )
 _IDENTITY = re.compile(
     r"""((?:user|name|login|mail|phone|mobile|tlf|fnr|ssn|birth|born|address)
         [\w.-]{0,40} (?:[ ]id)? ["']? \s{0,3}=>?\s{0,3})
-    (?:\[value\]|"[^"]*(?:"|$)|'[^']*(?:'|$)|\S+)""",
-    re.IGNORECASE | re.VERBOSE,
+    (\[value\]|"[^"]*(?:"|$)|'[^']*(?:'|$)|\S+)""",
+    re.VERBOSE,
 )
 # "token: expired" and "password is required" say what is wrong; everything else after the sign is the secret.
 _STATES = frozenset(
@@ -136,14 +144,14 @@ _STATES = frozenset(
 _ASSIGNED_ROW = re.compile(r"=\s*\([^)]*\)?")
 # The lookbehind stands after the first character, so that the search can jump from one quotation mark to the next.
 _QUOTED = re.compile(r"\"([^\"]*)(?:\"|$)")
-_APOSTROPHED = re.compile(r"'(?<!\w')((?:[^']|'(?=\w))*)(?:'(?!\w)|$)")
+_APOSTROPHED = re.compile(r"'(?<!\w')((?:[^']+|'(?=\w))*)(?:'(?!\w)|$)")
 _SPEECH = re.compile(r"\"(?:message|msg|error|reason|title|error_description)\"\s?:\s?$")
 # An identifier, a marker, or a status line as HTTP clients quote it.
 _IDENTIFIER = re.compile(rf"[\w.\-$*%@+]*|\[(?:{_LABELS})\]|[1-5]\d\d(?: [A-Za-z]+){{1,5}}")
 
 _CLOCK = re.compile(r"\d\d:\d\d:\d\d")
 # Bounded groups: a longer run of hexadecimal digits belongs to the rule for keys.
-_COLONS = re.compile(r"[0-9A-Fa-f]{0,4}(?::[0-9A-Fa-f]{0,4}){2,}")
+_COLONS = re.compile(r"(?=:{0,4}[0-9A-Fa-f])[0-9A-Fa-f]{0,4}(?::[0-9A-Fa-f]{0,4}){2,}")
 _DIGIT = re.compile(r"[0-9]")
 # A key without a digit before a letter is left to the words, which know none of its parts.
 _HEXADECIMAL = re.compile(r"[0-9][-_.]?[A-Fa-f]")
@@ -169,7 +177,7 @@ _NUMBERS = re.compile(
 )
 
 # A run goes as a whole if one part of it is unknown: half a key or half a name is still somebody's.
-_RUN = re.compile(rf"(?:\[(?:{_LABELS})\]|[^\s,;:()\[\]{{}}\"'<>|=!?])+")
+_RUN = re.compile(rf"(?:[^\s,;:()\[\]{{}}\"'<>|=!?]+|\[(?:{_LABELS})\])+")
 _SEPARATORS = ".,;:()[]{}\"'<>|=!?"
 _MARKERS = frozenset(f"[{label}]" for label in _LABELS.split("|"))
 _MARKER = re.compile(rf"\[(?:{_LABELS})\]")
@@ -195,7 +203,25 @@ def _read_lexicon() -> tuple[frozenset[str], frozenset[str]]:
 _WORDS, _NAME_WORDS = _read_lexicon()
 
 
-def _pass(text: str) -> str:
+class _Scrutiny:
+    """What one call has looked at closely, so that it looks once at each piece and at `_MAX_PIECES` altogether.
+
+    One account for all passes: else a text could stay as it is here and be cut when it is sanitised again.
+    """
+
+    __slots__ = ("left", "passed")
+
+    def __init__(self) -> None:
+        self.left = _MAX_PIECES
+        self.passed: set[str] = set()
+
+    def affords(self, chunk: str) -> bool:
+        """Whether the pieces of `chunk` may still be looked at; the text is cut before the first that may not."""
+        self.left -= len(_RUN.findall(chunk)) or 1
+        return self.left >= 0
+
+
+def _pass(text: str, scrutiny: _Scrutiny) -> str:
     """Apply every rule once. The order matters: whole-message rules first, single words last."""
     if "\n" in text and (stack := _STACK_LINE.search(text)):
         text = text[: stack.start()] + " [cut]"
@@ -208,16 +234,18 @@ def _pass(text: str) -> str:
     if "-----BEGIN" in text:
         text = _PEM.sub("[secret]", text)
     lower = text.lower()
-    if _mentions(lower, _CUT_GATES) and (cut := _CUT.search(text)):
+    if cut := _CUT.search(lower):
+        text = text[: cut.start()] + " [cut]"
+    if cut := _CUT_FILE.search(text):
         text = text[: cut.start()] + " [cut]"
     if "[" in text and (cut := _CUT_BRACKET.search(text)):
         text = text[: cut.start()] + " [cut]"
     if "=" in text:
         text = _ASSIGNED_ROW.sub("=([value])", text)
     if ("=" in text or ":" in text or " is " in lower) and _mentions(lower, _CREDENTIAL_WORDS):
-        text = _SECRET.sub(_replace_secret, text)
+        text = _replace_assigned(_SECRET, text, "[secret]")
     if "=" in text and _mentions(lower, _IDENTITY_WORDS):
-        text = _IDENTITY.sub(r"\1[value]", text)
+        text = _replace_assigned(_IDENTITY, text, "[value]")
     if '"' in text:
         text = _QUOTED.sub(_replace_quoted, text)
     if "'" in text:
@@ -229,7 +257,7 @@ def _pass(text: str) -> str:
     if _DENSE.search(text):
         text = _ACCOUNT.sub("[number]", text)
         text = _NUMBERS.sub(_label, text)
-    text = _only_known_words(text)
+    text = _only_known_words(text, scrutiny)
     if "] [" in text or "][" in text:
         text = _SAME_MARKERS.sub(r"\1", text)
     if len(text) > MAX_OUTPUT:
@@ -259,7 +287,7 @@ def _plain(text: str) -> str:
 
 @lru_cache(maxsize=4096)
 def _fold(char: str) -> str:
-    """Give what one non-ASCII character stands for; letters keep themselves, and no lexicon holds them."""
+    """Give what one non-ASCII character stands for in ASCII, or one letter that no lexicon holds."""
     return "".join([_stand_in(part) for part in unicodedata.normalize("NFKC", char)])
 
 
@@ -278,7 +306,8 @@ def _stand_in(char: str) -> str:
         return "-"
     if category in {"Pi", "Pf"} or char in "\u201a\u201e":
         return "'" if char in "\u2018\u2019\u201a\u201b\u2039\u203a" else '"'
-    return "." if category[0] in "PS" else char
+    # One letter for all: some others change their length in lower case.
+    return "." if category[0] in "PS" else "\N{LATIN SMALL LETTER E WITH ACUTE}"
 
 
 def _decode(match: re.Match[str]) -> str:
@@ -292,11 +321,15 @@ def _decode(match: re.Match[str]) -> str:
     return chr(number) if number <= 0x10FFFF else " "
 
 
-def _replace_secret(match: re.Match[str]) -> str:
-    """Replace what follows the name of a credential, unless it only says what is wrong with it."""
-    if "=" not in match[1] and match[2].rstrip(".,;)").lower() in _STATES:
-        return match[0]
-    return f"{match[1]}[secret]"
+def _replace_assigned(pattern: re.Pattern[str], text: str, label: str) -> str:
+    """Replace what is assigned to a name of the pattern's, unless it only says what is wrong with a credential."""
+    pieces, at = [], 0
+    for match in pattern.finditer(text.lower()):
+        if pattern is _SECRET and "=" not in match[1] and match[2].rstrip(".,;)") in _STATES:
+            continue
+        pieces += [text[at : match.end(1)], label]
+        at = match.end()
+    return "".join([*pieces, text[at:]]) if pieces else text
 
 
 def _replace_quoted(match: re.Match[str]) -> str:
@@ -326,17 +359,24 @@ def _label(match: re.Match[str]) -> str:
     return f"[{match.lastgroup}]"
 
 
-def _only_known_words(text: str) -> str:
+def _only_known_words(text: str, scrutiny: _Scrutiny) -> str:
     """Apply the lexicon: whatever it does not know leaves as a marker; blanks are made single."""
     chunks = text.split()
     for i, chunk in enumerate(chunks):
-        if chunk in _WORDS or chunk in _MARKERS or _is_known(chunk.strip(_SEPARATORS)):
+        if chunk in _MARKERS or chunk in scrutiny.passed or chunk.strip(_SEPARATORS).lower() in _WORDS:
             continue
-        counted = len(chunk) > 4 and (
+        if not scrutiny.affords(chunk):
+            chunks[i:] = ["[cut]"]
+            break
+        if len(chunk) > 4 and (
             (i > 0 and chunks[i - 1].strip(_SEPARATORS).upper() == "SQLSTATE")
             or (i + 1 < len(chunks) and chunks[i + 1].rstrip(".,;:)") in _UNITS)
-        )
-        chunks[i] = _RUN.sub(_replace_counted_run if counted else _replace_run, chunk)
+        ):
+            chunks[i] = _RUN.sub(_replace_counted_run, chunk)
+            continue
+        chunks[i] = _RUN.sub(_replace_run, chunk)
+        if chunks[i] == chunk:
+            scrutiny.passed.add(chunk)
     return " ".join(chunks)
 
 

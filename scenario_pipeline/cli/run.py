@@ -206,7 +206,7 @@ def _execute(settings: Settings, config: dict[str, Any], evaluation_date: date) 
             echo(f"Dagster could not keep its record of this run: {refusal}.")
     status = summarise(settings, run_ids[-1] if run_ids else None, logged)
     for path, reason in UNWRITTEN.items():
-        echo(f"{path} could not be written: {reason}. The web UI shows it; stdout and the ledger are apart from it.")
+        echo(f"{path} could not be written: {reason}. Only the web UI and the asset checks read this file.")
     if STDOUT_SINK.dropped:
         lost = counted(STDOUT_SINK.dropped, "entry", "entries")
         echo(f"{lost} could not be written to stdout: the log is incomplete; the ledger is complete.")

@@ -24,6 +24,8 @@ STOP_SECONDS = 20
 # How often the web server is asked for the code server, and how long that one may take to come back.
 LOOK_SECONDS = 5.0
 RETURN_SECONDS = 90.0
+# A start takes seconds on a busy machine, and another one asked for meanwhile would begin anew.
+START_SECONDS = 30.0
 
 
 def serve(
@@ -96,6 +98,7 @@ class CodeServer:
         self._url, self._on_trouble = url, on_trouble
         self._looked_at = time.monotonic()
         self._lost_since: float | None = None
+        self._started_at = -START_SECONDS
 
     def is_kept_alive(self) -> bool:
         """Look, if it is time to, and have a lost server started; return False once it did not come back in time."""
@@ -108,11 +111,14 @@ class CodeServer:
             self._lost_since = None
             return True
         if self._lost_since is None:
-            self._lost_since = now
+            self._lost_since, self._started_at = now, -START_SECONDS
             self._on_trouble("Dagster's code server is gone, so nothing ticks: it is started again.")
         elif now > self._lost_since + RETURN_SECONDS:
             self._on_trouble("Dagster's code server did not come back: start scenario-pipeline up again.")
             return False
+        if now < self._started_at + START_SECONDS:
+            return True
+        self._started_at = now
         for name in lost:
             self._ask("mutation ($name: String!) { reloadRepositoryLocation(repositoryLocationName: $name) "
                       "{ __typename } }", name=name)  # fmt: skip

@@ -22,6 +22,8 @@ _PARAMETERS = {
     "schema": SCHEMA,
     "owner": OWNER,
     "scheduler": SCHEDULER,
+    # Hands messages over, so it reads addresses and nothing else (contract section 9).
+    "sender": "scenario_sender",
     "ledger": _LEDGER,
     "personal": list(PERSONAL_COLUMNS),
     "ours": [*metadata.tables, f"{SCHEMA}.{VERSION_TABLE}"],
@@ -85,6 +87,7 @@ _GRANTED = """,
         ARRAY(SELECT r.oid::regrole::text FROM pg_roles r WHERE grantee <> 0 AND r.oid <> grantee
             AND pg_has_role(r.oid, grantee, 'USAGE') AND r.oid NOT IN (SELECT oid FROM trusted) ORDER BY 1) AS members
     FROM granted WHERE grantee NOT IN (SELECT oid FROM trusted)
+        AND (what <> 'read' OR grantee IS DISTINCT FROM to_regrole(:sender)::oid)
         -- What everybody has of our own tables and functions is reported right by right.
         AND (grantee <> 0 OR what <> 'execute' AND object <> ALL (:ours))
     ORDER BY grantee, object, privilege, column_name"""

@@ -6,9 +6,8 @@ run ended (`invocation.run`).
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -31,7 +30,6 @@ from scenario_pipeline.storage.ledger.invocations import (
 )
 from scenario_pipeline.storage.ledger.pages import read_pages
 
-_STOP_SIGNALS = frozenset({signal.SIGINT, signal.SIGTERM})
 PROCESS_DIED = ErrorInfo(ErrorType.EVALUATION_LOGIC, "the process of the run ended without closing the invocation")
 
 
@@ -169,21 +167,3 @@ def started_event(order: RunOrder) -> RunStarted:
 def error_event(item: MentorError) -> MentorEvaluationError:
     """Return the entry for one mentor whose evaluation failed."""
     return MentorEvaluationError(item.peer_mentor_id, item.error.error_type, item.error.error_message)
-
-
-@contextmanager
-def uninterrupted() -> Iterator[None]:
-    """Hold back SIGINT and SIGTERM, so that an entry and the count of it cannot be torn apart."""
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def is_told_to_stop() -> bool:
-    """Return whether a signal is held back that tells this process to stop."""
-    return hasattr(signal, "sigpending") and not signal.sigpending().isdisjoint(_STOP_SIGNALS)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from enum import Enum
 from typing import Literal, TypeVar
 
 from sqlalchemy import Connection, Engine
@@ -21,10 +20,9 @@ from scenario_pipeline.errors import BudgetSpentError, ErrorInfo, ErrorType, Sys
 from scenario_pipeline.invocation.closing import (
     close,
     error_event,
-    is_told_to_stop,
     started_event,
-    uninterrupted,
 )
+from scenario_pipeline.invocation.state import State
 from scenario_pipeline.limits import CLOSING_SECONDS, LAST_STATEMENT_SECONDS, OVERTIME_SECONDS
 from scenario_pipeline.log.logger import StructuredLogger
 from scenario_pipeline.records import (
@@ -39,6 +37,7 @@ from scenario_pipeline.records import (
 )
 from scenario_pipeline.report import Report
 from scenario_pipeline.scenarios import check_configured
+from scenario_pipeline.signals import is_told_to_stop, uninterrupted
 from scenario_pipeline.storage.columns import check_tables
 from scenario_pipeline.storage.database import check_schema, limit_statement_time
 from scenario_pipeline.storage.ledger.closed import notifications_of
@@ -53,19 +52,6 @@ from scenario_pipeline.storage.source import unknown_organisations
 from scenario_pipeline.time_budget import Pauses, TimeBudget
 
 T = TypeVar("T")
-
-
-class State(Enum):
-    """How far an invocation has come; `docs/explanation/invocation-states.md` draws who makes which transition.
-
-    `UNRECORDED` has a log and no row in the ledger: the database could not be written when the run began.
-    """
-
-    NEW = "new"
-    UNRECORDED = "unrecorded"
-    OPEN = "open"
-    LISTED = "listed"
-    CLOSED = "closed"
 
 
 class Invocation:
@@ -112,6 +98,7 @@ class Invocation:
         self._pages: dict[int, PageResult] = {}
         self._failure: ErrorInfo | None = None
         self._skip_after: str | None = None
+        self._logged: list[Report] = []
 
     @property
     def errors(self) -> list[MentorError]:
@@ -134,6 +121,7 @@ class Invocation:
             failure = classify(exc)
         else:
             return
+        self._failure = failure
         if self._state is State.NEW:
             self._begin(State.UNRECORDED, announced=False)
         self.fail(failure)
@@ -262,12 +250,18 @@ class Invocation:
         return PageEvaluated(self.invocation_id, page.number, result.stats)
 
     def _evaluated_by_parent(self, page: Page) -> PageResult | None:
-        """Return what the re-executed run committed of a page, also where its process died before the step ended."""
+        """Return what the re-executed run committed of a page, also if its process died before the step ended."""
+        parent = self._parent_invocation_id
         # Page numbers mean nothing across lists: a re-execution of all steps has cut its own pages.
-        if self._parent_invocation_id is None or page.planned_by == self.invocation_id:
+        if parent is None or page.planned_by == self.invocation_id:
             return None
-        with self._database.connect() as connection:
-            return read_page(connection, page.number, self._parent_invocation_id)
+
+        def read() -> PageResult | None:
+            with self._database.begin() as connection:
+                limit_statement_time(connection, max(self._budget.overtime_seconds, LAST_STATEMENT_SECONDS))
+                return read_page(connection, page.number, parent)
+
+        return self._until_reachable(read)
 
     def _record(self, page_number: int, result: PageResult) -> None:
         """Add a committed page to the totals and report its errors: both or neither."""
@@ -377,11 +371,10 @@ class Invocation:
     def _close(self, report_of: Callable[[Connection | None], Report]) -> Report:
         """Write the end to the ledger and to the log, exactly once, whichever caller comes first.
 
-        Args:
-            report_of: makes the report of all pages known by then; it is given the transaction that closes the
-                ledger's row, or None if the ledger cannot be used.
+        `report_of` makes the report of all pages known by then; it is given the transaction that closes the ledger's
+        row, or None if the ledger cannot be used.
         """
-        logged: list[Report] = []
+        logged, is_listed = self._logged, self._state is State.LISTED
 
         def decide(connection: Connection, _opened: OpenInvocation) -> Report:
             if logged:
@@ -412,7 +405,9 @@ class Invocation:
                 except Exception as exc:  # noqa: BLE001 - the log must be closed even if the ledger cannot be
                     report = report_of(None)
                     if report.status != "failed":
-                        report = replace(report, status="failed", reason=None, failure=classify(exc))
+                        remaining = report.remaining if is_listed else None
+                        failure = classify(exc)
+                        report = replace(report, status="failed", remaining=remaining, reason=None, failure=failure)
                     emit(report)
                 if not logged:
                     # Another process has written the end of the log.

@@ -28,7 +28,7 @@ from scenario_pipeline_tests.support.runs import make_request, run_invocation
 from scenario_pipeline_tests.support.waiting import wait_until_blocked
 
 GUIDE = "how-to/deliver-notifications"
-MAKE, SKIP, CLAIM, SENT, UNCERTAIN = sql(GUIDE, "courier")
+MAKE, SKIP, CLAIM, SENT, UNCERTAIN = sql(GUIDE, "scenario_sender")
 
 
 @dataclass(frozen=True)
@@ -61,12 +61,16 @@ def sender(database_url: str, engine: Engine) -> Iterator[Sender]:
         insert_organisation(connection)
         quiet = [Mentor(n, activities=[D - 30 * DAY]) for n in (1, 2)]
         insert_mentors(connection, [*quiet, Mentor(3, activities=[D - 29 * DAY])])
-    url = make_url(database_url).set(username="courier", password="PASSWORD").render_as_string(hide_password=False)
+    url = (
+        make_url(database_url)
+        .set(username="scenario_sender", password="PASSWORD")
+        .render_as_string(hide_password=False)
+    )
     try:
         execute(url, MAKE)
         yield Sender(url, engine)
     finally:
-        execute(database_url, "DROP OWNED BY courier CASCADE;\nDROP ROLE courier")
+        execute(database_url, "DROP OWNED BY scenario_sender CASCADE;\nDROP ROLE scenario_sender")
 
 
 def test_each_notification_is_claimed_once(sender: Sender) -> None:

@@ -23,4 +23,5 @@ def ending(evidence: Evidence) -> tuple[str, str | None, int | None]:
 
 def lost(entries: int) -> str:
     """Return what the command says of a log that it could not write."""
-    return f"{entries} entries could not be written to stdout: the log is incomplete; the ledger is complete."
+    noun = "entry" if entries == 1 else "entries"
+    return f"{entries} {noun} could not be written to stdout: the log is incomplete; the ledger is complete."

@@ -67,7 +67,7 @@ def test_a_killed_code_server_is_started_again_and_ticks_go_on(
         said = b"Dagster's code server is gone, so nothing ticks: it is started again."
         wait_until(lambda: said in output.read_bytes(), "the loss is said", 120)
         wait_until(lambda: has_ticked_since(own_server.url("dagster"), gone_at), "ticks go on", 120)
-        assert len(code_servers(up.pid)) == 1
+        assert killed not in code_servers(up.pid) != []
     finally:
         up.terminate()
         assert up.wait(60) == 0

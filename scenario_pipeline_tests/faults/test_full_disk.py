@@ -55,7 +55,10 @@ def test_a_write_ahead_log_that_cannot_grow_stops_the_server_and_the_next_run_do
         own_installation.as_owner("SELECT pg_switch_wal()")
         run.go_on()
         evidence = run.end(ledger_lost=True)
-    assert ending(evidence)[:2] == (FAILED, "network_error")
+    event, error_type, _ = ending(evidence)
+    # The run waits for the server, which may come up for a moment and refuse what is tried once more.
+    assert event == FAILED, evidence.log
+    assert error_type in ("network_error", "database_error"), evidence.log
     filler.unlink()
     own_server.start()
     own_installation.move_to(own_server.url("scenario"))
@@ -93,9 +96,8 @@ def test_a_home_without_room_costs_what_dagster_captures_alone(
     with installation.running() as run:
         evidence = run.end()
     assert evidence.exit_status == 0, run.stderr
-    captured = [line for line in run.stderr.splitlines() if "could not be written: " in line]
-    assert all(line.startswith(str(installation.home)) for line in captured)
-    assert [line.partition(" could not")[0].rpartition(".")[2] for line in captured] == ["out", "err"]
+    [captured] = [line for line in run.stderr.splitlines() if ".out could not be written: " in line]
+    assert captured.startswith(str(installation.home))
     assert "to stdout" not in run.stderr
     filler.unlink()
     installation.judge(evidence)

@@ -1,4 +1,4 @@
-"""The sanitiser's lexicon and labels, and names of people that it must not pass.
+"""The sanitiser's lexicon and labels, names of people that it must not pass, and pieces that its rules look for.
 
 Belongs here: words. Does not belong here: messages.
 """
@@ -32,5 +32,17 @@ LABELS = {
     *("[cut]", "[email]", "[ip]", "[mac]", "[number]", "[path]", "[secret]", "[token]", "[url]", "[uuid]", "[value]"),
     "[word]",
 }
+
+# What the rules look for, and what they write, in pieces that may join to anything.
+COLLIDING = r"""
+    Kari page Mark error a e1 x9 s ms 1 12 123456 912 7f1d8a52 93b1 23505 SQLSTATE KeyError é https C:\ [ ]
+    [word] [number] [cut] :: : = =( ) " ' % %40 %25 \ \u0040 &#64; @ / // :// . , - _ + token password DETAIL:
+    Traceback File psycopg. sqlalchemy. [SQL: [parameters: -----BEGIN -----END
+"""
+FRAGMENTS = [
+    *COLLIDING.split(),
+    *" \n\x85\u0301\u200b\u2028\u0669\uff20\ufdfa\ud800",
+    *("  ", " is ", 'File "', "912 34", " at "),
+]
 
 SEARCHED = settings(max_examples=150, deadline=None, database=None)

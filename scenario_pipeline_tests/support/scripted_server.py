@@ -97,7 +97,7 @@ def _read_request(connection: socket.socket) -> Asked | None:
     while line := stream.readline().strip():
         name, _, value = line.decode().partition(": ")
         headers[name.lower()] = value
-    return None if asks_for_health else Asked(headers, json.loads(stream.read(int(headers["content-length"]))))
+    return None if asks_for_health else Asked(headers, json.loads(stream.read(int(headers.get("content-length", "0")))))
 
 
 def send(

@@ -21,7 +21,7 @@ REFERENCE = PROJECT / "docs" / "reference"
 # Imports run one way: a module may import from its own layer and those before it. A name stands for a module, or for a
 # package with all modules that no longer name stands for.
 LAYERS = [
-    {"limits", "sqlstates", "sanitiser", "failures", "errors"},
+    {"limits", "signals", "sqlstates", "sanitiser", "failures", "errors"},
     {"conninfo", "settings", "batch_stats", "time_budget", "records"},
     {"log"},
     {"report", "log.logger"},

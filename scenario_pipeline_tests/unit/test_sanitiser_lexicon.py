@@ -11,20 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scenario_pipeline.sanitiser import MAX_OUTPUT, sanitise
-from scenario_pipeline_tests.support.names import LABELS, LEXICON, NAME_WORDS, NAMES, SEARCHED
+from scenario_pipeline_tests.support.names import FRAGMENTS, LABELS, LEXICON, NAME_WORDS, NAMES, SEARCHED
 
 ANY_TEXT = st.text(st.characters(exclude_categories=()), max_size=700)
-# What the rules look for, and what they write, in pieces that may join to anything.
-COLLIDING = r"""
-    Kari page Mark error a e1 x9 s ms 1 12 123456 912 7f1d8a52 93b1 23505 SQLSTATE KeyError é https C:\ [ ]
-    [word] [number] [cut] :: : = =( ) " ' % %40 %25 \ \u0040 &#64; @ / // :// . , - _ + token password DETAIL:
-    Traceback File psycopg. sqlalchemy. [SQL: [parameters: -----BEGIN -----END
-"""
-FRAGMENTS = [
-    *COLLIDING.split(),
-    *" \n\x85\u0301\u200b\u2028\u0669\uff20\ufdfa\ud800",
-    *("  ", " is ", 'File "', "912 34", " at "),
-]
 COLLIDING_TEXT = st.lists(st.sampled_from(FRAGMENTS), max_size=60).map("".join)
 
 # The stranger's reading of the same promise, copied from the checker of published events on purpose.

@@ -20,6 +20,7 @@ from scenario_pipeline.limits import LAST_ASK_SECONDS, LAST_STATEMENT_SECONDS
 from scenario_pipeline.log.logger import StructuredLogger
 from scenario_pipeline.log.vocabulary import PageRetried
 from scenario_pipeline.records import Page, PageResult, RunOrder
+from scenario_pipeline.signals import uninterrupted
 from scenario_pipeline.storage.database import limit_statement_time
 from scenario_pipeline.storage.ledger.pages import claim_page, complete_page, read_page
 from scenario_pipeline.storage.source import organisations_of
@@ -81,10 +82,11 @@ class HttpTriggerEngine:
             # On termination, as at the end of a budget, requests in flight get one final attempt, and their replies
             # count.
             self._remote.call(calls.stop)
-            with contextlib.suppress(Exception):
+            with contextlib.suppress(Exception), uninterrupted():
                 result = running.result(2 * LAST_ASK_SECONDS)
                 if result.unprocessed != calls.page.mentor_ids:
-                    self._commit(calls, result, budget, logger)
+                    # Whoever waits for the process to stop does not wait for a budget.
+                    self._commit(calls, result, TimeBudget.start(0.0), logger)
             raise
         if result.unprocessed == calls.page.mentor_ids:
             raise BudgetSpentError if result.failure is None else SystemicError(result.failure)
