@@ -188,7 +188,7 @@ _OPEN_TABLES = """
         SELECT c.oid UNION SELECT relid FROM pg_partition_ancestors(c.oid) WHERE c.relispartition
     ) AS ancestors (whole)
     WHERE whole::regclass::text = ANY (:tables) AND NOT relrowsecurity AND c.relkind IN ('r', 'p')
-    GROUP BY whole, whole = c.oid ORDER BY 1, whole <> c.oid"""
+    GROUP BY whole, whole = c.oid ORDER BY 1, (whole = c.oid) DESC"""
 
 
 def _unprotected(look: Look) -> Iterator[Finding]:
