@@ -18,7 +18,7 @@ _held_back: list[int] = []
 def uninterrupted() -> Iterator[None]:
     """Hold back SIGINT and SIGTERM until the block is over; then the first one that arrived is raised again.
 
-    The handlers are exchanged, since a signal mask holds back one thread only: Dagster sends the signal of Terminate
+    The handlers are exchanged, since a signal mask holds back one thread only. Dagster sends the signal of Terminate
     from a thread of its own, and Python runs the handler in the main thread, inside the block. No handler runs outside
     the main thread, so there is nothing to hold back there.
     """

@@ -54,13 +54,23 @@ def test_the_commands_it_shows_exist() -> None:
         assert CliRunner().invoke(main, [*arguments, "--help"]).exit_code == 0
 
 
-def test_every_link_leads_to_a_page_and_can_be_rewritten_for_an_index() -> None:
-    """Shown by a package index, a relative link leads nowhere: one rule, `](docs/`, must be enough to rewrite them."""
+def test_every_link_leads_to_a_page() -> None:
+    """A reader follows them on a code host, in a fork and in an older checkout."""
     links = re.findall(r"\]\(([^)]+)\)", README)
     relative = [link for link in links if not link.startswith("https://")]
     assert len(relative) >= 10
     assert [link for link in relative if not (link.startswith("docs/") and (PROJECT / link).is_file())] == []
     assert "![" not in README
+
+
+def test_the_description_of_the_package_shows_commands_that_exist_and_no_relative_link() -> None:
+    """A package index has no other pages: a relative link leads nowhere, and a wrong command stops a reader."""
+    description = (PROJECT / "PACKAGE.md").read_text(encoding="utf-8")
+    assert [link for link in re.findall(r"\]\(([^)]+)\)", description) if not link.startswith("https://")] == []
+    shown = re.findall(r"^scenario-pipeline ((?:db )?[a-z]+)", "".join(blocks("sh", description)), flags=re.M)
+    assert len(shown) >= 5
+    for command in shown:
+        assert CliRunner().invoke(main, [*command.split(), "--help"]).exit_code == 0
 
 
 @pytest.fixture

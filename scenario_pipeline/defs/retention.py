@@ -1,7 +1,7 @@
 """How long Dagster's records of runs are kept: the runs, their events, what was captured of them, their step outputs.
 
 Belongs here: removing what is old. Does not belong here: the scheduler's own ledger and notifications, which a person
-prunes (`scenario-pipeline db prune`), or ticks (`dagster.yaml`).
+removes with SQL (docs/how-to/retention.md), or ticks (`dagster.yaml`).
 """
 
 import shutil

@@ -61,11 +61,8 @@ def sender(database_url: str, engine: Engine) -> Iterator[Sender]:
         insert_organisation(connection)
         quiet = [Mentor(n, activities=[D - 30 * DAY]) for n in (1, 2)]
         insert_mentors(connection, [*quiet, Mentor(3, activities=[D - 29 * DAY])])
-    url = (
-        make_url(database_url)
-        .set(username="scenario_sender", password="PASSWORD")
-        .render_as_string(hide_password=False)
-    )
+    as_sender = make_url(database_url).set(username="scenario_sender", password="PASSWORD")
+    url = as_sender.render_as_string(hide_password=False)
     try:
         execute(url, MAKE)
         yield Sender(url, engine)

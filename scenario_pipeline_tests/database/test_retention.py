@@ -235,7 +235,7 @@ def test_the_last_notification_of_each_mentor_and_scenario_stays(server: Embedde
         ("AND newer.evaluation_date >= sent.evaluation_date + kept.days", ""),
         ("greatest(400, max(lookback_days))", "400"),
         ("newer.evaluation_date >= sent.evaluation_date + kept.days", "newer.evaluation_date > sent.evaluation_date"),
-        ("AND newer.started_at > run.started_at", ""),
+        ("AND newer.number > run.number", ""),
         ("AND (request.invocation_id IS NOT NULL OR request.refusal IS NOT NULL)", ""),
         (
             "OR NOT EXISTS (SELECT FROM scenario.scheduler_runs AS run",

@@ -169,7 +169,7 @@ def test_a_copy_of_a_folder_whose_server_runs_does_not_start(
         owner = folder_of(running).stat()
         os.chown(path, owner.st_uid, owner.st_gid)
 
-    with pytest.raises(UserError, match="or of the one it was copied from, runs"):
+    with pytest.raises(UserError, match="or of the one it was copied from, is running"):
         EmbeddedPostgres(tmp_path / "copy").start()
 
     assert running.is_running()

@@ -43,7 +43,7 @@ def test_an_administrator_of_either_kind_gets_an_installation_that_runs(deployed
     [upgrade_and_run] = [
         block for block in blocks("how-to/install#Schema and first run", "sh") if "db upgrade" in block
     ]
-    upgrading, running = upgrade_and_run.splitlines()[1:]
+    upgrading, *running = upgrade_and_run.splitlines()[1:]
     deployed.shell(upgrading)
     owners = "SELECT DISTINCT relowner::regrole::text FROM pg_class WHERE relnamespace = 'scenario'::regnamespace"
     assert execute(deployed.url(OWNER), owners) == [(OWNER,)]
@@ -51,7 +51,7 @@ def test_an_administrator_of_either_kind_gets_an_installation_that_runs(deployed
         for n in (1, 2):
             insert_organisation(connection, n)
             insert_mentor(connection, n, organisation=n)
-    stdout, _ = deployed.shell(running)
+    stdout, _ = deployed.shell("\n".join(running))
     log = "".join(line + "\n" for line in stdout.splitlines() if line.startswith('{"timestamp"'))
     stranger_accepts(log)
     completed = json.loads(log.splitlines()[-1])

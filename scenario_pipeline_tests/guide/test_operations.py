@@ -192,9 +192,9 @@ def test_events_are_told_from_dagsters_own_lines(engine: Engine, tmp_path: Path)
     file.parent.mkdir()
     of_dagster = b"2026-11-24 06:00:00 +0000 - dagster.daemon - INFO - Instance is configured\n"
     file.write_bytes(b"".join([of_dagster, *log.lines, b"something else\n"]))
-    assert here.shell(validating)[1] == "0 violations.\n"
+    assert here.shell(validating)[1] == "1 invocation, 0 violations.\n"
     file.write_bytes(b"".join([of_dagster, *log.lines[:-1]]))
-    assert here.shell(validating, status=1)[1] == "1 violation.\n"
+    assert here.shell(validating, status=1)[1] == "1 invocation, 1 violation.\n"
     [vector] = blocks("how-to/logs", "toml")
     assert tomllib.loads(vector)["sinks"]["logs"]["inputs"] == ["scenario_events"]
 
@@ -202,4 +202,5 @@ def test_events_are_told_from_dagsters_own_lines(engine: Engine, tmp_path: Path)
 def test_the_page_tells_of_every_check_of_doctor() -> None:
     """A finding that cannot be looked up is a riddle."""
     told = re.findall(r"^\| `(\w+)` \|", page("reference/doctor"), flags=re.M)
-    assert told == ["database_connection", *_CHECKS, "dagster_instance", "variables", "trigger_engine", "web_server"]
+    of_commands = ["dagster_instance", "asset_checks", "variables", "trigger_engine", "web_server"]
+    assert told == ["database_connection", *_CHECKS, *of_commands]

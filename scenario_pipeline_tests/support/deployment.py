@@ -92,6 +92,8 @@ class Deployment:
         """Put the test's places in the place of the page's."""
         programs = f"{Path(sys.executable).parent}/"
         places = {
+            # The test's user does what the page's two users do.
+            "runuser -u scenario -- ": "",
             "/opt/scenario-pipeline/.venv/bin/": programs,
             ".venv/bin/": programs,
             "/opt/scenario-pipeline": str(PROJECT),

@@ -169,7 +169,7 @@ def test_the_metadata_say_the_licence_and_describe_the_package(wheel: Path) -> N
         )
     assert (metadata["License-Expression"], metadata.get_all("License-File")) == ("Apache-2.0", ["LICENSE"])
     assert metadata["Description-Content-Type"] == "text/markdown"
-    assert metadata.get_payload().strip() == (PROJECT / "README.md").read_text(encoding="utf-8").strip()  # type: ignore[union-attr]
+    assert metadata.get_payload().strip() == (PROJECT / "PACKAGE.md").read_text(encoding="utf-8").strip()  # type: ignore[union-attr]
 
 
 def test_the_sdist_holds_what_a_build_needs(built: Path) -> None:
@@ -180,8 +180,8 @@ def test_the_sdist_holds_what_a_build_needs(built: Path) -> None:
     assert names == {
         "CHANGELOG.md",
         "LICENSE",
+        "PACKAGE.md",
         "PKG-INFO",
-        "README.md",
         "dagster.yaml",
         "pyproject.toml",
         "scenario_pipeline",

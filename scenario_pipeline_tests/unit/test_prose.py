@@ -13,6 +13,7 @@ from scenario_pipeline_tests.support.project import PROJECT
 PAGES = [
     PROJECT / "README.md",
     PROJECT / "CHANGELOG.md",
+    PROJECT / "PACKAGE.md",
     *sorted(p for p in (PROJECT / "docs").rglob("*.md") if p.name != "contract.md"),
 ]
 MOST_WORDS = 35

@@ -9,6 +9,7 @@ import click
 import pytest
 
 from scenario_pipeline.cli import main
+from scenario_pipeline_tests.support.definitions import definitions
 from scenario_pipeline_tests.support.deployment import DOCS, page
 from scenario_pipeline_tests.support.project import PROJECT
 
@@ -49,6 +50,17 @@ def test_every_citation_of_the_contract_leads_to_a_section() -> None:
             cited |= set(re.findall(r"\d+", numbers))
     assert len(cited) >= 6
     assert cited <= sections
+
+
+def test_the_page_of_dagster_lists_every_sensor_and_check() -> None:
+    """A sensor that is on and on no page deletes or closes things, and nobody knows who did it."""
+    of_code = definitions()
+    sensors = [sensor.name for sensor in of_code.sensors or []]
+    checks = [key.name for asset in of_code.asset_checks or [] for key in asset.check_keys]
+    for title, names in {"Sensors": sensors, "Asset checks": checks}.items():
+        listed = re.findall(r"^\| `(\w+)` \|", page(f"reference/dagster#{title}"), flags=re.M)
+        assert len(names) >= 3
+        assert sorted(listed) == sorted(names)
 
 
 def test_the_first_page_of_the_docs_lists_every_other_page() -> None:

@@ -85,7 +85,7 @@ class HttpTriggerEngine:
             with contextlib.suppress(Exception), uninterrupted():
                 result = running.result(2 * LAST_ASK_SECONDS)
                 if result.unprocessed != calls.page.mentor_ids:
-                    # Whoever waits for the process to stop does not wait for a budget.
+                    # The process was told to stop: nothing waits for a budget.
                     self._commit(calls, result, TimeBudget.start(0.0), logger)
             raise
         if result.unprocessed == calls.page.mentor_ids:
