@@ -86,6 +86,7 @@ def test_the_sensors_that_launch_runs_are_off_until_asked_for() -> None:
         "close_dead_invocations": True,
         "close_cancelled_invocations": True,
         "fail_lost_runs": True,
+        "forget_old_runs": True,
         "continue_partial_runs": False,
         "pg_cron_requests": False,
     }

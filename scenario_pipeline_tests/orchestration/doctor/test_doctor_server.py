@@ -87,6 +87,9 @@ def test_a_role_that_a_policy_holds_for_is_told_how_it_gets_past_it(
         connection.execute(text("CREATE ROLE stranger LOGIN PASSWORD 'secret'"))
         connection.execute(text("GRANT USAGE ON SCHEMA scenario TO stranger"))
         connection.execute(text("GRANT SELECT ON ALL TABLES IN SCHEMA scenario TO stranger"))
+        connection.execute(text("REVOKE SELECT ON scenario.peer_mentors FROM stranger"))
+        columns = "id, organisation_id, status, joined_on, notifications_opt_out"
+        connection.execute(text(f"GRANT SELECT ({columns}) ON scenario.peer_mentors TO stranger"))
     try:
         address = make_url(database_url).set(username="stranger", password="secret")
         monkeypatch.setenv("SCENARIO_DATABASE_URL", address.render_as_string(hide_password=False))
