@@ -20,3 +20,6 @@ LAST_STATEMENT_SECONDS = 0.2
 # The longest pause between attempts to reach a database: a run continues within a second of its return.
 FIRST_PAUSE_SECONDS = 0.1
 LONGEST_PAUSE_SECONDS = 1.0
+# All that Dagster is shown of a closed run shares this: names, the date's numbers, checks and sources. A table that
+# a migration has locked must not keep the process.
+DISPLAY_SECONDS = 2.0

@@ -41,8 +41,6 @@ from scenario_pipeline.storage.ledger.dates import DatedRun, newest_dates, not_m
 NEWEST_DATES = 3
 # What is shown of many disagreements: the first ones say where to look.
 MAX_SHOWN = 20
-# A run is over when its last step makes the checks: a lock that a migration holds for minutes must not keep it.
-CHECK_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -199,7 +197,7 @@ def evaluate_checks(
 ) -> list[AssetCheckEvaluation]:
     """Evaluate all checks for a run of the job, which Dagster does by itself for runs of the asset only."""
     with scheduler.database.begin() as connection:
-        limit_statement_time(connection, CHECK_SECONDS)
+        limit_statement_time(connection, scheduler.display_seconds)
         evidence = read_evidence(connection, own_date, scheduler.settings.today(utc_now()))
     return [
         AssetCheckEvaluation(

@@ -43,7 +43,6 @@ from scenario_pipeline.defs.run_metadata import (
 )
 from scenario_pipeline.defs.sources import observations
 from scenario_pipeline.errors import SystemicError, UserError, classify
-from scenario_pipeline.limits import CLOSING_SECONDS
 from scenario_pipeline.log.logger import utc_now
 from scenario_pipeline.records import MentorError, RunOrder, resolve_dispatch_mode
 from scenario_pipeline.report import Report
@@ -136,7 +135,7 @@ def _show_date(context: OpExecutionContext, scheduler: Scheduler, order: RunOrde
         return metadata
     try:
         with scheduler.database.begin() as connection:
-            limit_statement_time(connection, CLOSING_SECONDS)
+            limit_statement_time(connection, scheduler.display_seconds)
             numbers = numbers_of_date(connection, order.evaluation_date)
     except Exception as exc:  # noqa: BLE001 - the invocation is closed: a date without numbers must not fail its run
         context.log.warning(f"The numbers of the date could not be read: {classify(exc).error_message}.")
@@ -163,7 +162,7 @@ def _metadata(
     if report.status != "failed":
         try:
             with scheduler.database.begin() as connection:
-                limit_statement_time(connection, CLOSING_SECONDS)
+                limit_statement_time(connection, scheduler.display_seconds)
                 evaluated = report.stats.evaluated_by_organisation
                 names = organisation_names(connection, [i for i in evaluated if i != NO_ORGANISATION])
         except Exception as exc:  # noqa: BLE001 - the invocation is closed: a table without names must not fail its run
@@ -193,7 +192,7 @@ def _evaluate_checks(context: OpExecutionContext, scheduler: Scheduler, order: R
 
 def _observe_sources(context: OpExecutionContext, scheduler: Scheduler) -> None:
     try:
-        for observation in observations(scheduler.database):
+        for observation in observations(scheduler.database, lambda: scheduler.display_seconds):
             context.log_event(observation)
     except Exception as exc:  # noqa: BLE001 - the invocation is closed: what its source looks like must not fail its run
         context.log.warning(f"The sources could not be checked: {classify(exc).error_message}.")

@@ -28,9 +28,11 @@ from scenario_pipeline.engines.http.engine import HttpTriggerEngine
 from scenario_pipeline.engines.sql import SqlTriggerEngine
 from scenario_pipeline.errors import ErrorInfo, ErrorType, UserError, classify
 from scenario_pipeline.invocation.run import Invocation
+from scenario_pipeline.limits import DISPLAY_SECONDS, LAST_STATEMENT_SECONDS
 from scenario_pipeline.log.logger import StructuredLogger
 from scenario_pipeline.records import RunOrder
 from scenario_pipeline.settings import Settings
+from scenario_pipeline.time_budget import TimeBudget
 from scenario_pipeline.upgrade import open_database
 
 
@@ -59,6 +61,7 @@ class Scheduler:
         self.settings = settings
         self._invocation: Invocation | None = None
         self._database: Engine | None = None
+        self._display: TimeBudget | None = None
         self._runs_all_steps = False
         self._closed_with_run = ExitStack()
 
@@ -69,6 +72,12 @@ class Scheduler:
             self._database = open_database(self.settings)
             self._closed_with_run.callback(self._database.dispose)
         return self._database
+
+    @property
+    def display_seconds(self) -> float:
+        """Seconds that one more statement may take for what is shown of a closed run; counted from the first call."""
+        self._display = self._display or TimeBudget.start(DISPLAY_SECONDS)
+        return max(self._display.remaining_seconds, LAST_STATEMENT_SECONDS)
 
     def open_or_join(
         self, context: OpExecutionContext, order: RunOrder, structured_logger: StructuredLoggerResource

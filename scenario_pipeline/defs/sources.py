@@ -3,7 +3,7 @@
 Belongs here: estimates, and what an index or a small table shows. Does not belong here: what an evaluation reads.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from dagster import AssetKey, AssetObservation, MetadataValue
 from sqlalchemy import Engine, text
@@ -11,7 +11,6 @@ from sqlalchemy import Engine, text
 from scenario_pipeline.storage.database import limit_statement_time
 from scenario_pipeline.storage.source import Access, access_of
 
-OBSERVATION_SECONDS = 1.0
 # A table of this size is read in a few milliseconds; a larger one only by an index that begins with the date.
 SMALL_TABLE_BYTES = 4_000_000
 # Each source with the view that evaluations read and the column that dates its rows.
@@ -43,11 +42,16 @@ _ESTIMATE = text("""
     WHERE (SELECT count(*) FROM tables) = 1 AND c.relkind IN ('r', 'p')""")
 
 
-def observations(database: Engine) -> Iterator[AssetObservation]:
-    """Yield what is seen of each source table: an estimate of its rows and, where that is cheap, its newest date."""
+def observations(database: Engine, seconds_left: Callable[[], float]) -> Iterator[AssetObservation]:
+    """Yield what is seen of each source table: an estimate of its rows and, if that is cheap, its newest date.
+
+    Args:
+        database: connections to the scheduler's own database.
+        seconds_left: how long the next statement may take.
+    """
     for table, view, column in _SOURCES:
         with database.begin() as connection:
-            limit_statement_time(connection, OBSERVATION_SECONDS)
+            limit_statement_time(connection, seconds_left())
             seen = connection.execute(
                 _ESTIMATE,
                 {

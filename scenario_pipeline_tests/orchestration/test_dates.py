@@ -193,5 +193,7 @@ def test_a_view_over_a_table_of_ones_own_is_followed_to_it(engine: Engine, sched
 
 
 def seen(engine: Engine, table: str) -> dict[str, Any]:
-    [found] = [observation for observation in observations(engine) if observation.asset_key == AssetKey(table)]
+    [found] = [
+        observation for observation in observations(engine, lambda: 5.0) if observation.asset_key == AssetKey(table)
+    ]
     return {name: value.value for name, value in found.metadata.items()}
