@@ -62,12 +62,12 @@ def test_a_reader_that_stalls_holds_up_the_run_once_and_briefly(target: Callable
             assert time.monotonic() - began < 2 * STALL_SECONDS
             seen = drained(reader)
             assert [parse(line)["event"] for line in seen] == [MENTOR_ERROR.name] * len(seen)
-            assert (len(seen) > 0, len(seen) + logger.sink.dropped) == (True, 1000)
+            assert (len(seen) > 0, len(seen) + logger.sink.dropped_copies) == (True, 1000)
             # The file that the web UI shows has them all, and a reader who returns gets the rest.
             assert len(captured.read_bytes().splitlines()) == 1000
             logger.emit(COMPLETED)
             (line,) = drained(reader)
-        assert (parse(line)["event"], len(seen) + logger.sink.dropped) == (COMPLETED.name, 1000)
+        assert (parse(line)["event"], len(seen) + logger.sink.dropped_copies) == (COMPLETED.name, 1000)
 
 
 @stallable
